@@ -1,0 +1,210 @@
+"""Saved pipelines on disk: a directory whose `pipeline.json` lists every file with its size and checksum.
+
+A version is written whole under another name and then takes the place of the old one in one step, so a kill at any
+moment leaves the old or the new version. Loading verifies all that before anything is read from it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+MANIFEST = "pipeline.json"
+_PACKAGES = ("triptych", "tensorflow", "keras", "keras-hub", "numpy")
+# Flags of renameat2(2) on Linux.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def save_artifact(path: Path, manifest: dict[str, Any], write: Callable[[Path], None]) -> None:
+    """Write a directory atomically.
+
+    Args:
+        path: where the directory shall be; an older version there is replaced.
+        manifest: what `pipeline.json` shall hold beside schema version, package versions and files.
+        write: is called with an empty directory and writes the files into it.
+
+    Raises:
+        ValueError: where `path` is something else than a saved pipeline or an empty directory.
+    """
+    path = Path(os.path.abspath(path))
+    _recover(path)
+    _check_target(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
+    try:
+        fresh.chmod(0o777 & ~_umask())
+        write(fresh)
+        _write_manifest(fresh, manifest)
+        _sync_tree(fresh)
+        _put_in_place(fresh, path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def load_manifest(path: Path, task: str | None = None) -> dict[str, Any]:
+    """The verified `pipeline.json` of a saved pipeline.
+
+    Raises:
+        FileNotFoundError: where there is no saved pipeline at `path`.
+        ValueError: for another task's directory, an unknown schema version, or files that are missing, changed or
+            outside of the directory.
+    """
+    _recover(Path(os.path.abspath(path)))
+    manifest = _read_manifest(path)
+    version = manifest.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path} has schema version {version!r}; this version of Triptych reads {SCHEMA_VERSION}.")
+    if task is not None and manifest.get("task") != task:
+        raise ValueError(f"{path} holds a pipeline for {manifest.get('task')!r}, not for {task!r}. Load it with the class for that task.")
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise ValueError(f"{path / MANIFEST} is damaged: it has no table of files.")
+    for name, expected in files.items():
+        _verify(path, name, expected)
+    return manifest
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(f"There is no saved pipeline at {path}. Check the path, or `save` one there first.")
+    file = path / MANIFEST
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} is no saved pipeline: it has no {MANIFEST}.")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is damaged: it is not valid JSON ({error}).") from error
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{file} is damaged: it holds no JSON object.")
+    return manifest
+
+
+def _verify(directory: Path, name: str, expected: dict[str, Any]) -> None:
+    file = directory / name
+    inside = not os.path.isabs(name) and file.resolve().is_relative_to(directory.resolve())
+    if not inside or ".." in Path(name).parts:
+        raise ValueError(f"{directory / MANIFEST} names a file outside of the directory: {name!r}.")
+    if not file.is_file():
+        raise ValueError(f"{directory} is incomplete: {name} is missing.")
+    size = file.stat().st_size
+    if size != expected["bytes"]:
+        raise ValueError(f"{file} is damaged: it has {size} bytes, expected {expected['bytes']}.")
+    if _sha256(file) != expected["sha256"]:
+        raise ValueError(f"{file} is damaged: its checksum is not the one in {MANIFEST}.")
+
+
+def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+    files = {
+        str(file.relative_to(directory)): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
+    record = {"schema_version": SCHEMA_VERSION, **manifest, "versions": _versions(), "files": files}
+    (directory / MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_target(path: Path) -> None:
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise ValueError(f"{path} is not a directory. Choose another path to save to.")
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise ValueError(f"{path} holds other files and no saved pipeline; nothing was overwritten. Choose another path.")
+
+
+def _put_in_place(fresh: Path, path: Path) -> None:
+    """Let `fresh` take the place of `path`, and the old version that of `fresh`."""
+    if not path.exists():
+        fresh.rename(path)
+    elif not _exchange(fresh, path):
+        # Two renames: between them there is no `path`, and `_recover` puts the old version back.
+        aside = _aside(path)
+        path.rename(aside)
+        fresh.rename(path)
+        shutil.rmtree(aside)
+    _sync(path.parent)
+
+
+@functools.cache
+def _renameat2() -> Any:
+    if platform.system() != "Linux":
+        return None
+    return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two directories in one step; False where the system or the file system cannot."""
+    rename = _renameat2()
+    if rename is None:
+        return False
+    names = (os.fsencode(first), os.fsencode(second))
+    if rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _recover(path: Path) -> None:
+    """Put the old version back where a save was killed between two renames."""
+    aside = _aside(path)
+    if aside.is_dir() and not path.exists():
+        aside.rename(path)
+
+
+def _remove_leftovers(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(_aside(path), ignore_errors=True)
+    for leftover in path.parent.glob(f".{path.name}.new-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_tree(directory: Path) -> None:
+    for item in directory.rglob("*"):
+        _sync(item)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

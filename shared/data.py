@@ -1,0 +1,461 @@
+"""The one input pipeline: raw (input, target) examples in, batches of arrays out.
+
+    source -> encode -> cache -> augment -> collate (bucket, pad) -> augment_batch -> prefetch
+              `------- on threads, in order -------'
+
+Two promises hold for every task. The same (seed, epoch) gives the same batches however many threads run, and any
+epoch can be entered at any batch, which is what makes an interrupted run resume bit for bit. Each random choice is
+therefore drawn from a generator keyed by (seed, epoch, example), never from a shared stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import queue
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+logger = logging.getLogger(__name__)
+
+Arrays: TypeAlias = dict[str, np.ndarray]
+
+# Below this many examples one bad record is always tolerated up to the share, rounded up.
+_SHUFFLE_BUFFER = 4096
+# Batches whose examples are sorted by length together; a wider window pads less and shuffles less.
+_BUCKET_WINDOW = 64
+_BATCH_STREAM, _ORDER_STREAM = 1 << 62, 1 << 63
+
+
+class BadExampleError(ValueError):
+    """An example that cannot be read; the input pipeline skips, counts and reports it."""
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that was skipped: `where` (file, and line where there is one) and `reason`."""
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Raw examples with random access: what readers return.
+
+    `inputs` and `targets` are sequences of equal length (lists, arrays, or anything with `len` and `[i]`);
+    `bad_records` are those that the reader left out.
+    """
+
+    inputs: Sequence[Any]
+    targets: Sequence[Any]
+    bad_records: tuple[BadRecord, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise ValueError(
+                f"`inputs` and `targets` must have equal lengths; received {len(self.inputs)} inputs and "
+                f"{len(self.targets)} targets."
+            )
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.inputs[index], self.targets[index]
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Examples:
+        """The examples at `indices`, in that order."""
+        return Examples([self.inputs[i] for i in indices], [self.targets[i] for i in indices], self.bad_records)
+
+
+@dataclass(frozen=True)
+class StreamedExamples:
+    """Examples of an unbatched `tf.data.Dataset` of (input, target), read from the start in each epoch."""
+
+    dataset: tf.data.Dataset
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for values in self.dataset.as_numpy_iterator():
+            yield _native(values[0]), _native(values[1])
+
+    def count(self) -> int:
+        """Number of examples; counts by reading where the dataset does not know."""
+        cardinality = int(self.dataset.cardinality())
+        return cardinality if cardinality >= 0 else sum(1 for _ in self.dataset)
+
+
+Source: TypeAlias = Examples | StreamedExamples
+
+
+def as_source(data: Any, *, name: str = "data") -> Source:
+    """`data` as a source of raw examples.
+
+    Args:
+        data: `Examples`, an unbatched `tf.data.Dataset` of (input, target), or a pair (inputs, targets) of sequences.
+        name: what to call it in an error.
+
+    Raises:
+        TypeError: for anything else, and for a dataset whose elements are no pairs.
+        ValueError: where there is no example at all, or a dataset never ends.
+    """
+    source = _to_source(data, name)
+    if isinstance(source, Examples) and not len(source):
+        raise ValueError(f"`{name}` has no examples. Check the path, or what the reader reported as bad records.")
+    return source
+
+
+def _to_source(data: Any, name: str) -> Source:
+    if isinstance(data, Examples | StreamedExamples):
+        return data
+    if hasattr(data, "element_spec"):
+        return _streamed(data, name)
+    if isinstance(data, tuple) and len(data) == 2 and all(hasattr(part, "__len__") for part in data):
+        return Examples(data[0], data[1])
+    raise TypeError(
+        f"`{name}` must be what a reader returns, an unbatched tf.data.Dataset of (input, target), or a pair "
+        f"(inputs, targets); received {type(data).__name__}."
+    )
+
+
+def _streamed(dataset: tf.data.Dataset, name: str) -> StreamedExamples:
+    spec = dataset.element_spec
+    if not (isinstance(spec, tuple) and len(spec) == 2):
+        raise TypeError(
+            f"`{name}` must yield pairs (input, target); its element_spec is {spec}. Map it to pairs first "
+            "(TFDS: as_supervised=True)."
+        )
+    cardinality = int(dataset.cardinality())
+    if cardinality == -1:
+        raise ValueError(f"`{name}` is endless. Remove `.repeat()`: `fit` goes over the examples once an epoch.")
+    if cardinality == 0:
+        raise ValueError(f"`{name}` has no examples.")
+    return StreamedExamples(dataset)
+
+
+def _native(value: Any) -> Any:
+    """Scalars of a dataset as Python values: bytes as str where they are text, 0-d arrays as numbers."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
+    return value
+
+
+def stack(examples: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
+    """Equal-shaped examples as one batch: each array gains a leading batch axis."""
+    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """What a task does to its examples, one plain function after another.
+
+    `encode(input, target)` gives an example's arrays; it is deterministic, so its result may be cached, and raises
+    `BadExampleError` for a record that cannot be read. `augment(arrays, rng)` and `augment_batch(batch, rng)` draw
+    only from the generator that they are handed. `length(arrays)` switches bucketing on: batches are made of examples
+    of similar length, and `collate` pads them.
+    """
+
+    encode: Callable[[Any, Any], Arrays]
+    augment: Callable[[Arrays, np.random.Generator], Arrays] | None = None
+    collate: Callable[[Sequence[Arrays]], Arrays] = stack
+    augment_batch: Callable[[Arrays, np.random.Generator], Arrays] | None = None
+    length: Callable[[Arrays], int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How examples are loaded: resources and tolerance, never what the examples mean.
+
+    `cache_bytes` bounds the memory for encoded examples (0: none); those beyond it are encoded anew each epoch.
+    `max_bad_share` is the share of unreadable examples above which an epoch stops with an error.
+    """
+
+    batch_size: int = 32
+    shuffle: bool = False
+    seed: int = 0
+    drop_remainder: bool = False
+    cache_bytes: int = 0
+    num_threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    max_bad_share: float = 0.01
+    prefetch: int = 2
+
+
+class InputPipeline:
+    """Batches of a source, epoch by epoch.
+
+    Example:
+        >>> pipeline = InputPipeline((np.arange(5), np.arange(5)), Stages(encode=lambda x, y: {"x": np.asarray(x)}),
+        ...                          Loading(batch_size=2))
+        >>> [batch["x"].tolist() for batch in pipeline.epoch()]
+        [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(self, data: Any, stages: Stages, loading: Loading | None = None) -> None:
+        self.source = as_source(data)
+        self.stages = stages
+        self.loading = loading or Loading()
+        self._bad: dict[int, BadRecord] = {}
+        self._cache = _BoundedCache(self.loading.cache_bytes)
+        self._num_examples: int | None = None
+
+    @property
+    def bad_records(self) -> tuple[BadRecord, ...]:
+        """The records that could not be read so far, in the order of the source."""
+        return tuple(self._bad[index] for index in sorted(self._bad))
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in an epoch, those found bad so far left out; a dataset of unknown length is counted once."""
+        if self._num_examples is None:
+            self._num_examples = len(self.source) if isinstance(self.source, Examples) else self.source.count()
+        return self._num_examples - len(self._bad)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in an epoch."""
+        batches = self.num_examples / self._batch_size
+        return math.floor(batches) if self.loading.drop_remainder else math.ceil(batches)
+
+    @property
+    def _batch_size(self) -> int:
+        # A set smaller than one batch is one batch: dropping it would leave nothing to train on.
+        if not self.loading.drop_remainder:
+            return self.loading.batch_size
+        total = self.num_examples
+        return min(self.loading.batch_size, total) if total else self.loading.batch_size
+
+    def state(self) -> dict[str, Any]:
+        """What must be known to enter an epoch in the middle: the records found bad so far."""
+        return {"bad": {str(index): [bad.where, bad.reason] for index, bad in self._bad.items()}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of an earlier pipeline over the same source."""
+        self._bad = {int(index): BadRecord(*values) for index, values in state["bad"].items()}
+
+    def epoch(self, epoch: int = 0, start_batch: int = 0) -> Iterator[Arrays]:
+        """Batches of one epoch from `start_batch` on, prepared in the background.
+
+        Raises:
+            ValueError: when more than `max_bad_share` of the examples cannot be read.
+        """
+        return prefetch(self._batches(epoch, start_batch), self.loading.prefetch)
+
+    def _batches(self, epoch: int, start_batch: int) -> Iterator[Arrays]:
+        size = self._batch_size
+        if self.stages.length is None:
+            groups = _chunks(self._encoded(epoch, start_batch * size), size)
+            first = start_batch
+        else:
+            groups = self._bucketed(epoch, size)
+            first = 0
+        for number, group in enumerate(groups, start=first):
+            if number < start_batch or (self.loading.drop_remainder and len(group) < size):
+                continue
+            yield self._collated(group, epoch, number)
+
+    def _collated(self, group: Sequence[Arrays], epoch: int, number: int) -> Arrays:
+        batch = self.stages.collate(group)
+        if self.stages.augment_batch is not None:
+            batch = self.stages.augment_batch(batch, self._generator(epoch, _BATCH_STREAM + number))
+        return batch
+
+    def _bucketed(self, epoch: int, size: int) -> Iterator[list[Arrays]]:
+        length = self.stages.length
+        assert length is not None
+        for window, examples in enumerate(_chunks(self._encoded(epoch, 0), size * _BUCKET_WINDOW)):
+            groups = list(_chunks(sorted(examples, key=length), size))
+            if self.loading.shuffle:
+                # The short last group stays last, so that dropping or padding it concerns one batch only.
+                whole = [group for group in groups if len(group) == size]
+                order = self._generator(epoch, _ORDER_STREAM + 1 + window).permutation(len(whole))
+                groups = [whole[i] for i in order] + groups[len(whole) :]
+            yield from groups
+
+    def _generator(self, epoch: int, stream: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[(self.loading.seed << 32) + epoch, stream]))
+
+    def _encoded(self, epoch: int, skip: int) -> Iterator[Arrays]:
+        """Encoded and augmented examples in order, the first `skip` good ones left out unread where possible."""
+        chunk_size = max(1, min(16, self.loading.batch_size // self.loading.num_threads))
+        look_ahead = 2 * self.loading.num_threads + math.ceil(self.loading.batch_size / chunk_size)
+        with ThreadPoolExecutor(self.loading.num_threads, thread_name_prefix="examples") as pool:
+            pending: deque[Future[list[tuple[int, Arrays | BadExampleError]]]] = deque()
+            try:
+                for chunk in _chunks(self._ordered(epoch, skip), chunk_size):
+                    pending.append(pool.submit(self._prepare, chunk, epoch))
+                    if len(pending) > look_ahead:
+                        yield from self._good(pending.popleft().result())
+                while pending:
+                    yield from self._good(pending.popleft().result())
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _ordered(self, epoch: int, skip: int) -> Iterator[tuple[int, Any, Any]]:
+        if isinstance(self.source, Examples):
+            indices = self._order(epoch, len(self.source))
+            kept = [i for i in indices.tolist() if i not in self._bad] if self._bad else indices.tolist()
+            for index in kept[skip:]:
+                yield (index, *self.source[index])
+        else:
+            numbered = ((i, *pair) for i, pair in enumerate(self.source) if i not in self._bad)
+            shuffled = self._shuffled_stream(numbered, epoch) if self.loading.shuffle else numbered
+            for position, item in enumerate(shuffled):
+                if position >= skip:
+                    yield item
+
+    def _order(self, epoch: int, count: int) -> np.ndarray:
+        if not self.loading.shuffle:
+            return np.arange(count)
+        return self._generator(epoch, _ORDER_STREAM).permutation(count)
+
+    def _shuffled_stream(
+        self, items: Iterable[tuple[int, Any, Any]], epoch: int
+    ) -> Iterator[tuple[int, Any, Any]]:
+        """Shuffle through a buffer: each arriving item takes the place of a random one, which leaves."""
+        rng = self._generator(epoch, _ORDER_STREAM)
+        buffer: list[tuple[int, Any, Any]] = []
+        for item in items:
+            if len(buffer) < _SHUFFLE_BUFFER:
+                buffer.append(item)
+                continue
+            place = int(rng.integers(_SHUFFLE_BUFFER))
+            leaving, buffer[place] = buffer[place], item
+            yield leaving
+        for place in rng.permutation(len(buffer)):
+            yield buffer[place]
+
+    def _prepare(
+        self, chunk: Sequence[tuple[int, Any, Any]], epoch: int
+    ) -> list[tuple[int, Arrays | BadExampleError]]:
+        prepared: list[tuple[int, Arrays | BadExampleError]] = []
+        for index, example_input, target in chunk:
+            try:
+                arrays = self._encode(index, example_input, target)
+            except BadExampleError as error:
+                prepared.append((index, error))
+                continue
+            if self.stages.augment is not None:
+                arrays = self.stages.augment(arrays, self._generator(epoch, index))
+            prepared.append((index, arrays))
+        return prepared
+
+    def _encode(self, index: int, example_input: Any, target: Any) -> Arrays:
+        arrays = self._cache.get(index)
+        if arrays is None:
+            arrays = self.stages.encode(example_input, target)
+            self._cache.put(index, arrays)
+        return arrays
+
+    def _good(self, prepared: Iterable[tuple[int, Arrays | BadExampleError]]) -> Iterator[Arrays]:
+        for index, result in prepared:
+            if isinstance(result, BadExampleError):
+                self._report(index, result)
+            else:
+                yield result
+
+    def _report(self, index: int, error: BadExampleError) -> None:
+        where, _, reason = str(error).partition(": ")
+        self._bad[index] = BadRecord(where, reason or where)
+        logger.warning("skipped example %d: %s", index, error)
+        total = self._num_examples or (len(self.source) if isinstance(self.source, Examples) else index + 1)
+        allowed = math.ceil(self.loading.max_bad_share * total)
+        if len(self._bad) > allowed:
+            raise ValueError(
+                f"{len(self._bad)} of {total} examples cannot be read, more than the {allowed} that are tolerated "
+                f"(max_bad_share={self.loading.max_bad_share:g}). The last one: {error}"
+            ) from error
+
+
+class _BoundedCache:
+    """Encoded examples by index until a number of bytes is reached; later ones are not kept."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._used = 0
+        self._entries: OrderedDict[int, Arrays] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, index: int) -> Arrays | None:
+        return self._entries.get(index)
+
+    def put(self, index: int, arrays: Arrays) -> None:
+        if self._used >= self._capacity:
+            return
+        size = sum(array.nbytes for array in arrays.values())
+        with self._lock:
+            if self._used + size <= self._capacity and index not in self._entries:
+                self._entries[index] = arrays
+                self._used += size
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+_END = object()
+
+
+def prefetch(batches: Iterator[Arrays], depth: int) -> Iterator[Arrays]:
+    """`batches`, made `depth` ahead on a thread of their own; errors surface where the batch would have come."""
+    if depth <= 0:
+        yield from batches
+        return
+    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+    producer = threading.Thread(target=_produce, args=(batches, ready, stopped), daemon=True)
+    producer.start()
+    try:
+        while (item := ready.get()) is not _END:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        while producer.is_alive():
+            _drain(ready)
+            producer.join(timeout=0.01)
+
+
+def _produce(batches: Iterator[Arrays], ready: queue.Queue[Any], stopped: threading.Event) -> None:
+    # The consumer may leave early: every put is followed by a look at `stopped`, and the consumer drains the queue.
+    try:
+        for batch in batches:
+            ready.put(batch)
+            if stopped.is_set():
+                break
+        last: Any = _END
+    except BaseException as error:
+        last = error
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()
+    if not stopped.is_set():
+        ready.put(last)
+
+
+def _drain(ready: queue.Queue[Any]) -> None:
+    try:
+        while True:
+            ready.get_nowait()
+    except queue.Empty:
+        return

@@ -1,0 +1,146 @@
+"""Optimizers and learning-rate schedules, built from a `TrainingConfig`.
+
+The update rules are Keras's own. What is added: one factor per variable on the learning rate (lower rates for lower
+layers) and decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101) that follows the same factor and
+spares biases, norms and other vectors.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from shared.training_config import TrainingConfig
+
+# First learning rate of one_cycle as a share of the highest: Smith and Topin 2018 (arXiv:1708.07120).
+_ONE_CYCLE_START = 1 / 25
+
+
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+    """Learning rate by step: warm-up, then a cosine, linear or constant course, or one cycle.
+
+    Warm-up rises linearly from 0 over `warmup_steps`. `one_cycle` rises by half a cosine from 1/25 of the peak and
+    falls by the other half. All end at `final_rate * peak` in step `total_steps`, except `constant`.
+    """
+
+    def __init__(
+        self, name: str, *, peak: float, total_steps: int, warmup_steps: int, final_rate: float
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.peak = peak
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps
+        self.final_rate = final_rate
+
+    def __call__(self, step: Any) -> Any:
+        """Learning rate in `step` (from 0), a float32 scalar."""
+        # Steps count from 1 here: the first update must not have a rate of 0.
+        step = ops.cast(step, "float32") + 1.0
+        rise = ops.minimum(1.0, step / max(1.0, float(self.warmup_steps)))
+        left = max(1, self.total_steps - self.warmup_steps)
+        progress = ops.clip((step - self.warmup_steps) / left, 0.0, 1.0)
+        return self.peak * self._rise(rise) * self._fall(progress)
+
+    def _rise(self, share: Any) -> Any:
+        if self.name == "one_cycle" and self.warmup_steps:
+            return _ONE_CYCLE_START + (1 - _ONE_CYCLE_START) * (1 - ops.cos(math.pi * share)) / 2
+        return share
+
+    def _fall(self, progress: Any) -> Any:
+        if self.name == "constant":
+            return 1.0
+        remaining = 1 - progress if self.name == "linear" else (1 + ops.cos(math.pi * progress)) / 2
+        return self.final_rate + (1 - self.final_rate) * remaining
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {
+            "name": self.name,
+            "peak": self.peak,
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+            "final_rate": self.final_rate,
+        }
+
+
+
+
+
+def build_schedule(config: TrainingConfig, total_steps: int) -> Schedule:
+    """The schedule that `config` describes, stretched over `total_steps` optimizer steps."""
+    return Schedule(
+        config.schedule,
+        peak=config.learning_rate,
+        total_steps=total_steps,
+        warmup_steps=round(config.warmup * total_steps),
+        final_rate=config.final_rate,
+    )
+
+
+def build_optimizer(
+    config: TrainingConfig,
+    variables: Sequence[keras.Variable],
+    schedule: Schedule | float,
+    *,
+    rate_factors: Sequence[float] | None = None,
+) -> keras.optimizers.Optimizer:
+    """An optimizer over `variables`, ready for `apply` on any subset of them.
+
+    Args:
+        config: the update rule, decay, clipping and momentum.
+        variables: all variables that will ever be trained.
+        schedule: learning rate by step, or a constant one.
+        rate_factors: one factor per variable on the learning rate; 1 for each where left out.
+    """
+    optimizer = _create(config, schedule)
+    optimizer.build(list(variables))
+    factors = [1.0] * len(variables) if rate_factors is None else list(rate_factors)
+    if len(factors) != len(variables):
+        raise ValueError(f"`rate_factors` must have one factor for each of {len(variables)} variables; received {len(factors)}.")
+    optimizer.rate_factors = factors
+    optimizer.decays = [config.weight_decay if len(v.shape) > 1 else 0.0 for v in variables]
+    if keras.config.dtype_policy().name == "mixed_float16":
+        scaled = keras.optimizers.LossScaleOptimizer(optimizer)
+        scaled.build(list(variables))
+        return scaled
+    return optimizer
+
+
+def _create(config: TrainingConfig, schedule: Schedule | float) -> keras.optimizers.Optimizer:
+    clip = config.clip_norm or None
+    if config.optimizer == "sgd":
+        nesterov = config.momentum > 0
+        return _per_variable(keras.optimizers.SGD)(
+            schedule, momentum=config.momentum, nesterov=nesterov, global_clipnorm=clip
+        )
+    if config.optimizer == "adafactor":
+        return _per_variable(keras.optimizers.Adafactor)(schedule, relative_step=False, global_clipnorm=clip)
+    if config.optimizer == "lion":
+        return _per_variable(keras.optimizers.Lion)(schedule, global_clipnorm=clip)
+    return _per_variable(keras.optimizers.Adam)(schedule, global_clipnorm=clip)
+
+
+@functools.cache
+def _per_variable(base: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
+    """`base` with a learning-rate factor and a weight decay for each variable."""
+
+    class PerVariable(base):  # type: ignore[misc, valid-type]
+        rate_factors: list[float]
+        decays: list[float]
+
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            index = self._get_variable_index(variable)
+            rate = tf.cast(learning_rate, variable.dtype) * self.rate_factors[index]
+            if self.decays[index]:
+                self.assign_sub(variable, variable * (rate * self.decays[index]))
+            super().update_step(gradient, variable, rate)
+
+    PerVariable.__name__ = base.__name__
+    return PerVariable

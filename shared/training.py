@@ -1,0 +1,464 @@
+"""The training loop that all tasks share, with states that resume bit for bit.
+
+One step is one compiled function: forward pass, gradients, update, averaged weights, loss sum. The loop around it
+reads top to bottom in `_Run.run`; what it must remember is listed in `_Run._state`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from shared.checkpoint import CheckpointDirectory, TrainingState, pack, unpack
+from shared.data import Arrays, InputPipeline
+from shared.optimizers import build_optimizer, build_schedule
+from shared.pipeline import FitOptions, History, Metrics, TrainingInterrupted
+from shared.progress import Progress, TrainingLog
+from shared.runtime import current_runtime
+from shared.training_config import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """What the loop needs to know of a task.
+
+    `loss(batch)` runs the model in training mode on a batch of tensors (the dictionary that `batches` yields, as
+    tensors) and gives the mean loss, a scalar. `validate()` scores the model as it is, with `evaluate`'s own code.
+    `trunk` is what `freeze_epochs` keeps fixed. `rate_factors` has one factor on the learning rate for each of
+    `model.trainable_variables`. `fingerprint` identifies config and data: a state resumes only under an equal one.
+    """
+
+    model: keras.Model
+    loss: Callable[[dict[str, tf.Tensor]], tf.Tensor]
+    batches: InputPipeline
+    validate: Callable[[], Metrics] | None = None
+    trunk: keras.layers.Layer | None = None
+    rate_factors: Sequence[float] | None = None
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+
+
+def run_training(task: TrainingTask, options: FitOptions) -> History:
+    """Train `task.model` in place and return how it went; the model ends with its best weights.
+
+    Raises:
+        TrainingInterrupted: after SIGTERM or SIGINT, once the state is saved (only with a checkpoint directory).
+        FloatingPointError: when the loss is no longer finite.
+        ValueError: when a state cannot be resumed by this run, or would be overwritten by it.
+    """
+    return _Run(task, options).run()
+
+
+class TrainStep:
+    """One optimizer step as a compiled function; also used by the learning-rate finder and by benchmarks.
+
+    Args:
+        task: model and loss.
+        optimizer: built on all of the model's trainable variables.
+        config: for the number of accumulated batches and the decay of the averaged weights.
+    """
+
+    def __init__(self, task: TrainingTask, optimizer: keras.optimizers.Optimizer, config: TrainingConfig) -> None:
+        self.task = task
+        self.optimizer = optimizer
+        self.loss_sum = tf.Variable(0.0, trainable=False, dtype=tf.float32)
+        self.averages: list[tf.Variable] = []
+        self._variables = list(task.model.trainable_variables)
+        self._accumulation = config.accumulation_steps
+        self._ema_decay = config.ema_decay
+        self._sums = [tf.Variable(tf.zeros_like(v.value)) for v in self._variables] if self._accumulation > 1 else []
+        if self._ema_decay:
+            self.averages = [tf.Variable(v.value) for v in self._variables]
+        self.compile()
+
+    def compile(self) -> None:
+        """Compile anew: needed after the set of trained variables has changed."""
+        runtime = current_runtime()
+        self._strategy = runtime.strategy
+        self._apply = tf.function(self._step, autograph=False, jit_compile=runtime.xla)
+        self._accumulate = tf.function(self._add_gradients, autograph=False, jit_compile=runtime.xla)
+
+    def __call__(self, batches: Sequence[Arrays]) -> None:
+        """Update the weights by the mean gradient of `batches` (as many as are accumulated)."""
+        for batch in batches[:-1]:
+            self._accumulate(self._tensors(batch))
+        self._apply(self._tensors(batches[-1]))
+
+    def _tensors(self, batch: Arrays) -> Any:
+        if self._strategy is None or self._strategy.num_replicas_in_sync == 1:
+            return {key: tf.convert_to_tensor(array) for key, array in batch.items()}
+        parts = {key: np.array_split(a, self._strategy.num_replicas_in_sync) for key, a in batch.items()}
+        return self._strategy.experimental_distribute_values_from_function(
+            lambda context: {k: tf.convert_to_tensor(p[context.replica_id_in_sync_group]) for k, p in parts.items()}
+        )
+
+    def _step(self, batch: Any) -> None:
+        self.loss_sum.assign_add(self._on_replicas(self._apply_gradients, batch))
+        if self._ema_decay:
+            self._update_averages()
+
+    def _add_gradients(self, batch: Any) -> None:
+        self.loss_sum.assign_add(self._on_replicas(self._keep_gradients, batch))
+
+    def _on_replicas(self, function: Callable[[Any], tf.Tensor], batch: Any) -> tf.Tensor:
+        if self._strategy is None:
+            return function(batch)
+        losses = self._strategy.run(function, args=(batch,))
+        return self._strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+
+    def _apply_gradients(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        loss, variables, gradients = self._gradients(batch)
+        if self._sums:
+            sums = self._trained(self._sums)
+            gradients = [tf.convert_to_tensor(g) + s for g, s in zip(gradients, sums, strict=True)]
+        self.optimizer.apply(gradients, variables)
+        if self._sums:
+            for total in sums:
+                total.assign(tf.zeros_like(total))
+        return loss
+
+    def _keep_gradients(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        loss, _, gradients = self._gradients(batch)
+        for total, gradient in zip(self._trained(self._sums), gradients, strict=True):
+            total.assign_add(gradient)
+        return loss
+
+    def _gradients(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, list[keras.Variable], list[tf.Tensor]]:
+        variables = self.task.model.trainable_variables
+        replicas = 1 if self._strategy is None else self._strategy.num_replicas_in_sync
+        with tf.GradientTape() as tape:
+            loss = tf.cast(self.task.loss(batch), tf.float32)
+            if self.task.model.losses:
+                loss += tf.add_n([tf.cast(extra, tf.float32) for extra in self.task.model.losses])
+            # Keras adds up the gradients of replicas; each contributes its share of the mean.
+            loss /= replicas * self._accumulation
+            scaled = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, [v.value for v in variables])
+        unused = [v.path for v, gradient in zip(variables, gradients, strict=True) if gradient is None]
+        if unused:
+            raise ValueError(f"The loss does not depend on {', '.join(unused)}: freeze these or use them.")
+        return loss, variables, gradients
+
+    def _trained(self, values: Sequence[Any]) -> list[Any]:
+        """Those of `values` (one per variable of the whole model) whose variables are trained at present."""
+        trained = {id(variable) for variable in self.task.model.trainable_variables}
+        return [value for value, variable in zip(values, self._variables, strict=True) if id(variable) in trained]
+
+    def _update_averages(self) -> None:
+        # The decay grows from 0.18 to its full value, so that the first average is not the random start:
+        # min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage(num_updates=).
+        step = tf.cast(self.optimizer.iterations.value, tf.float32)
+        decay = tf.minimum(self._ema_decay, (1.0 + step) / (10.0 + step))
+        for average, variable in zip(self.averages, self._variables, strict=True):
+            average.assign_sub((average - variable.value) * tf.cast(1.0 - decay, average.dtype))
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Put the averaged weights into the model for the duration of a `with` block."""
+        raw = [v.numpy() for v in self._variables] if self.averages else []
+        for variable, average in zip(self._variables, self.averages, strict=False):
+            variable.assign(average.numpy())
+        try:
+            yield
+        finally:
+            for variable, value in zip(self._variables, raw, strict=False):
+                variable.assign(value)
+
+
+class _Run:
+    """One call of `fit`."""
+
+    def __init__(self, task: TrainingTask, options: FitOptions) -> None:
+        self.task = task
+        self.config = options.training
+        self.options = options
+        self.checkpoint = None if options.checkpoint is None else CheckpointDirectory(options.checkpoint)
+        self.steps_per_epoch = max(1, math.ceil(task.batches.num_batches / self.config.accumulation_steps))
+        # What a state remembers, beside weights, optimizer and averages.
+        self.epoch = 0
+        self.batch = 0
+        self.step = 0
+        self.records: list[dict[str, Any]] = []
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self.best_weights: list[np.ndarray] | None = None
+        self.best_file: str | None = None
+        self.stopped_early = False
+        self.seconds_before = 0.0
+        self.epoch_seconds_before = 0.0
+
+    def run(self) -> History:
+        """Train to the end, or until stopped early or by a signal."""
+        self.started = self.last_saved = time.monotonic()
+        state = self._state_to_resume()
+        self._build()
+        if state is not None:
+            self._restore(state)
+        self.progress = Progress(self.config.epochs)
+        self.log = TrainingLog(self.options.log, append=state is not None)
+        with _StopSignals(enabled=self.checkpoint is not None) as self.signals, contextlib.closing(self.progress):
+            while self.epoch < self.config.epochs and not self.stopped_early:
+                self._run_epoch()
+        return self._finish()
+
+    def _build(self) -> None:
+        model = self.task.model
+        if self.task.trunk is not None:
+            self.task.trunk.trainable = True
+        schedule = build_schedule(self.config, self.steps_per_epoch * self.config.epochs)
+        self.schedule = schedule
+        with current_runtime().scope():
+            self.optimizer = build_optimizer(
+                self.config, model.trainable_variables, schedule, rate_factors=self.task.rate_factors
+            )
+            self.train_step = TrainStep(self.task, self.optimizer, self.config)
+
+    def _run_epoch(self) -> None:
+        self._set_frozen(self.epoch < self.config.freeze_epochs)
+        batches = self.task.batches
+        self.epoch_started = time.monotonic()
+        size = self.config.batch_size * current_runtime().num_replicas
+        self.progress.start_epoch(self.epoch + 1, num_examples=batches.num_examples, done=self.batch * size)
+        groups = _groups(batches.epoch(self.epoch, self.batch), self.config.accumulation_steps)
+        with contextlib.closing(groups):
+            for group in groups:
+                self.train_step(group)
+                self.step += 1
+                self.batch += len(group)
+                self._after_step(sum(len(next(iter(batch.values()))) for batch in group))
+        self._end_epoch()
+
+    def _after_step(self, num_examples: int) -> None:
+        loss = self._mean_loss() if self.progress.wants_loss() else None
+        self.progress.advance(num_examples, loss)
+        if self.signals.received is not None:
+            self._stop(self.signals.received)
+        if self._save_is_due():
+            self._save()
+
+    def _end_epoch(self) -> None:
+        loss = self._mean_loss()
+        training_seconds = self.epoch_seconds_before + time.monotonic() - self.epoch_started
+        record: dict[str, Any] = {
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            "loss": loss,
+            "learning_rate": float(self.schedule(self.step - 1)),
+        }
+        metrics = self._validate()
+        if metrics is not None:
+            record |= {f"validation_{name}": value for name, value in metrics.items()}
+        record["seconds"] = training_seconds
+        record["examples_per_second"] = self.task.batches.num_examples / max(training_seconds, 1e-9)
+        self.records.append(record)
+        self.progress.end_epoch(record)
+        self.log.write(record)
+        self.epoch, self.batch, self.epoch_seconds_before = self.epoch + 1, 0, 0.0
+        self.train_step.loss_sum.assign(0.0)
+        if self._save_is_due() or self._ends():
+            self._save()
+
+    def _validate(self) -> Metrics | None:
+        if self.task.validate is None:
+            return None
+        with self.train_step.averaged_weights():
+            metrics = self.task.validate()
+            if self.best is None or metrics.first > self.best:
+                self._keep_best(metrics.first)
+        patience = self.config.patience
+        since_best = self.epoch + 1 - (self.best_epoch or 0)
+        self.stopped_early = bool(patience) and since_best >= patience and self.epoch + 1 < self.config.epochs
+        return metrics
+
+    def _keep_best(self, value: float) -> None:
+        self.best, self.best_epoch = value, self.epoch + 1
+        self.best_weights = [v.numpy() for v in self.task.model.variables]
+        if self.checkpoint is not None:
+            self.best_file = self.checkpoint.write_best(self.epoch + 1, self.best_weights)
+
+    def _finish(self) -> History:
+        self._set_frozen(False)
+        if self.best_weights is not None:
+            _assign(self.task.model.variables, self.best_weights)
+        elif self.train_step.averages:
+            _assign(self.train_step._variables, [average.numpy() for average in self.train_step.averages])
+        return History(
+            records=tuple(self.records),
+            best_epoch=self.best_epoch,
+            wall_seconds=self._elapsed(),
+            stopped_early=self.stopped_early,
+            bad_records=tuple(str(bad) for bad in self.task.batches.bad_records),
+        )
+
+    def _set_frozen(self, frozen: bool) -> None:
+        if self.task.trunk is not None and self.task.trunk.trainable == frozen:
+            self.task.trunk.trainable = not frozen
+            self.train_step.compile()
+
+    def _mean_loss(self) -> float:
+        steps_before = self.records[-1]["step"] if self.records else 0
+        loss = float(self.train_step.loss_sum.numpy()) / max(1, self.step - steps_before)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss} in step {self.step}. Lower the learning rate, clip gradients, or look for "
+                "non-finite inputs."
+            )
+        return loss
+
+    def _ends(self) -> bool:
+        return self.epoch >= self.config.epochs or self.stopped_early
+
+    # Saving and resuming.
+
+    def _save_is_due(self) -> bool:
+        if self.checkpoint is None:
+            return False
+        steps, minutes = self.config.checkpoint_steps, self.config.checkpoint_minutes
+        by_steps = steps > 0 and self.step % steps == 0
+        return by_steps or (minutes > 0 and time.monotonic() - self.last_saved >= 60 * minutes)
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        self.checkpoint.write(self._state())
+        self.last_saved = time.monotonic()
+
+    def _state(self) -> TrainingState:
+        arrays = pack(
+            {
+                "model": [v.numpy() for v in self.task.model.variables],
+                "optimizer": [v.numpy() for v in self.optimizer.variables],
+                "averages": [v.numpy() for v in self.train_step.averages],
+                "loss": [self.train_step.loss_sum.numpy().reshape(1)],
+            }
+        )
+        in_epoch = time.monotonic() - self.epoch_started if self.batch else 0.0
+        values = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "records": self.records,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "best_file": self.best_file,
+            "stopped_early": self.stopped_early,
+            "seconds": self._elapsed(),
+            "epoch_seconds": self.epoch_seconds_before + in_epoch,
+            "data": self.task.batches.state(),
+            "fingerprint": self._fingerprint(),
+        }
+        return TrainingState(self.step, arrays, values)
+
+    def _restore(self, state: TrainingState) -> None:
+        assert self.checkpoint is not None
+        _assign(self.task.model.variables, unpack(state.arrays, "model"))
+        _assign(self.optimizer.variables, unpack(state.arrays, "optimizer"))
+        _assign(self.train_step.averages, unpack(state.arrays, "averages"))
+        self.train_step.loss_sum.assign(unpack(state.arrays, "loss")[0][0])
+        values = state.values
+        self.step, self.epoch, self.batch = state.step, values["epoch"], values["batch"]
+        self.records = list(values["records"])
+        self.best, self.best_epoch, self.best_file = values["best"], values["best_epoch"], values["best_file"]
+        if self.best_file is not None:
+            self.best_weights = self.checkpoint.read_best(self.best_file)
+        self.stopped_early = values["stopped_early"]
+        self.seconds_before, self.epoch_seconds_before = values["seconds"], values["epoch_seconds"]
+        self.task.batches.restore(values["data"])
+        logger.info("resumed at step %d from %s", self.step, self.checkpoint.path)
+
+    def _state_to_resume(self) -> TrainingState | None:
+        if self.checkpoint is None:
+            return None
+        state = self.checkpoint.latest()
+        if state is None:
+            return None
+        if not self.options.resume:
+            raise ValueError(
+                f"{self.checkpoint.path} holds a run that stopped at step {state.step}. Go on with it "
+                "(`resume=True`, on the command line --resume), or delete that directory to start anew."
+            )
+        _check_fingerprint(state.values["fingerprint"], self._fingerprint())
+        return state
+
+    def _fingerprint(self) -> dict[str, Any]:
+        # How often a state is saved, and how much is cached, changes nothing in what comes out.
+        free = {"checkpoint_minutes", "checkpoint_steps", "cache_gib"}
+        training = {key: value for key, value in self.config.to_dict().items() if key not in free}
+        return {**self.task.fingerprint, **{f"training.{key}": value for key, value in training.items()}}
+
+    def _stop(self, number: int) -> None:
+        assert self.checkpoint is not None
+        self._save()
+        raise TrainingInterrupted(
+            f"{signal.Signals(number).name} received: training stopped after step {self.step} and its state was saved "
+            f"in {self.checkpoint.path}. Resume with the same call and `resume=True` (on the command line: --resume)."
+        )
+
+    def _elapsed(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+
+class _StopSignals:
+    """Takes note of SIGTERM and SIGINT while training runs; a second one ends the process as usual."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        # Python delivers signals to the main thread only.
+        self._enabled = enabled and threading.current_thread() is threading.main_thread()
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopSignals:
+        if self._enabled:
+            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._put_back()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._put_back()
+
+    def _put_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def _groups(batches: Iterator[Arrays], size: int) -> Iterator[list[Arrays]]:
+    """Batches in groups of `size`, for one optimizer step each; the last group of an epoch may be shorter."""
+    group: list[Arrays] = []
+    try:
+        for batch in batches:
+            group.append(batch)
+            if len(group) == size:
+                yield group
+                group = []
+        if group:
+            yield group
+    finally:
+        getattr(batches, "close", lambda: None)()
+
+
+def _assign(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _check_fingerprint(saved: dict[str, Any], present: dict[str, Any]) -> None:
+    changed = [key for key in sorted(saved.keys() | present.keys()) if saved.get(key) != present.get(key)]
+    if changed:
+        listed = ", ".join(f"{key} (was {saved.get(key)!r}, is {present.get(key)!r})" for key in changed)
+        raise ValueError(f"The saved state belongs to another run; different: {listed}. Resume with the same data and options.")

@@ -1,0 +1,475 @@
+"""Image classification: config, result type, pipeline.
+
+TensorFlow and Keras are imported where they are used, so that `--help` is quick and a `RuntimeConfig` can still take
+effect before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import cv2
+import numpy as np
+
+from shared.config import Config, option
+from shared.data import Arrays, Examples, InputPipeline, Loading, Source, Stages, as_source
+from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
+from shared.vocabulary import Vocabulary
+from vision import metrics as vision_metrics
+from vision.augmentation import Augmentation, cutmix, mixup
+from vision.images import decode_image
+from vision.preprocessing import Preprocessing, prepare_image
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+    from shared.export import ExportReport
+    from shared.training import TrainingTask
+    from shared.training_config import TrainingConfig
+    from vision.models.backbones import PretrainedClassifier
+    from vision.models.classifier import ClassifierNetwork
+
+_GIB = 1 << 30
+FROM_DATA = "from_data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassifierConfig(Config):
+    """What an image classifier is: its classes, its network, and how training images are varied."""
+
+    labels: tuple[str, ...] = option((), "class names; empty: learned from the training set")
+    image_size: int = option(64, "height and width that images are brought to", minimum=16, unit="px")
+    channels: int = option(3, "3 for colour, 1 for grey", minimum=1, maximum=3)
+    resize: Literal["stretch", "crop", "pad"] = option("stretch", "how images of another shape are fitted")
+    width: int = option(32, "channels of the first stage of the residual network", minimum=4)
+    depth: int = option(1, "residual blocks per stage of the residual network", minimum=1)
+    dropout: float = option(0.0, "share of pooled features dropped in training", minimum=0.0, maximum=0.95)
+    multi_label: bool = option(False, "an image may have any number of classes")
+    threshold: float = option(0.5, "probability from which a class is assigned (multi-label)", minimum=0.0, maximum=1.0)
+    class_weights: Literal["none", "balanced"] = option("none", "balanced: rare classes weigh more in the loss")
+    crop: Literal["auto", "none", "shift", "resized"] = option("auto", "random crop; auto: shift below 64 px, else resized")
+    crop_scale: float = option(0.35, "smallest area of a resized crop, as a share of the image", minimum=0.01, maximum=1.0)
+    flip: bool = option(True, "mirror half of the training images left to right")
+    rand_augment: int = option(0, "operations of RandAugment per image; 0 is off", minimum=0)
+    rand_augment_magnitude: int = option(9, "strength of RandAugment, 0 to 30", minimum=0, maximum=30)
+    erasing: float = option(0.0, "probability of erasing a random rectangle", minimum=0.0, maximum=1.0)
+    mixup: float = option(0.0, "alpha of MixUp; 0 is off", minimum=0.0)
+    cutmix: float = option(0.0, "alpha of CutMix; 0 is off", minimum=0.0)
+    seed: int = option(0, "seed of the initial weights", minimum=0)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Answer for one image: classes by falling probability.
+
+    Single-label: the k most probable classes. Multi-label: the classes that reach the threshold, maybe none.
+    """
+
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def label(self) -> str | None:
+        """The most probable class; None where a multi-label answer is empty."""
+        return self.labels[0] if self.labels else None
+
+    @property
+    def probability(self) -> float | None:
+        """Probability of `label`."""
+        return self.probabilities[0] if self.probabilities else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {"labels": list(self.labels), "probabilities": [round(p, 6) for p in self.probabilities]}
+
+
+class ImageClassifier(Pipeline):
+    """Images in, class names with probabilities out.
+
+    Example:
+        >>> classifier = ImageClassifier(ImageClassifierConfig(image_size=32))
+        >>> history = classifier.fit(read_image_folder("flowers/train"))       # doctest: +SKIP
+        >>> classifier.predict(["daisy.jpg"])[0].label                         # doctest: +SKIP
+        'daisy'
+    """
+
+    task: ClassVar[str] = "image_classification"
+    config_class: ClassVar[type[Config]] = ImageClassifierConfig
+    config: ImageClassifierConfig
+
+    def __init__(self, config: ImageClassifierConfig | None = None) -> None:
+        super().__init__(config)
+        self.labels: Vocabulary | None = Vocabulary(self.config.labels) if self.config.labels else None
+        self._network: ClassifierNetwork | None = None
+        self._trained = False
+        self._predictor: Callable[[np.ndarray], np.ndarray] | None = None
+
+    @classmethod
+    def from_preset(
+        cls, ref: str | Path, *, labels: Sequence[str] | Literal["from_data"] | None = None, **config_fields: Any
+    ) -> Self:
+        """A classifier with pretrained weights, their classes and their preprocessing.
+
+        Args:
+            ref: a name in `vision.presets`, a local directory, `hf://org/name` or `kaggle://...`.
+            labels: other classes than the preset's, or "from_data" to learn them from the training set. The head
+                is then new and `predict` needs `fit` first. Left out, the preset's own head is kept.
+            config_fields: fields of `ImageClassifierConfig` that shall differ from the preset's.
+
+        Raises:
+            ValueError: for an unknown preset, or labels that are given twice.
+            FileNotFoundError: where the preset's package or directory is missing; the message says what to install.
+        """
+        from vision.models.classifier import pretrained_network
+
+        preset = _load_preset(ref)
+        fields = {"image_size": preset.preprocessing.image_size, "resize": preset.preprocessing.resize, **config_fields}
+        if labels is None and preset.head_labels:
+            fields["labels"] = tuple(preset.head_labels)
+        elif labels is not None and labels != FROM_DATA:
+            fields["labels"] = tuple(labels)
+        classifier = cls(ImageClassifierConfig.from_dict(fields))
+        keep_head = labels is None and preset.head is not None
+        classifier._network = pretrained_network(preset, classifier.config, keep_head=keep_head)
+        classifier._trained = keep_head
+        classifier.provenance = {"preset": {"ref": str(ref), "source": preset.source, "licence": preset.licence}}
+        return classifier
+
+    @property
+    def model(self) -> keras.Model:
+        """Images (B, S, S, C) with values 0..255 -> logits (B, number of labels)."""
+        if self._network is None or self._network.model is None:
+            raise NotFittedError(
+                "There is no model yet: its size depends on the labels. Call `fit(train)` first, or give `labels`."
+            )
+        return self._network.model
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `predict` can answer."""
+        return self._trained
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image is brought to what the model takes."""
+        if self._network is not None:
+            return self._network.preprocessing
+        return Preprocessing(image_size=self.config.image_size, resize=self.config.resize)
+
+    def predict(self, inputs: Sequence[Any], *, top_k: int = 5, batch_size: int = 32) -> list[Classification]:
+        """Classes of each image, most probable first.
+
+        Args:
+            inputs: paths, encoded images (bytes), or uint8 arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+            top_k: how many classes an answer has (single-label).
+            batch_size: images that go through the model together.
+
+        Raises:
+            NotFittedError: before `fit`, unless the preset came with a head.
+            BadExampleError: for an input that is no readable image; the message names it.
+        """
+        self._require_fitted("predict")
+        if isinstance(inputs, str | bytes | Path):
+            raise TypeError(f"`inputs` must be a list of images; received one {type(inputs).__name__}. Put it in a list.")
+        if top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1; received {top_k}.")
+        if len(inputs) == 0:
+            return []
+        stages = Stages(encode=lambda image, _: {"images": self._prepared(image)})
+        loading = Loading(batch_size=batch_size, max_bad_share=0.0)
+        batches = InputPipeline(Examples(inputs, [None] * len(inputs)), stages, loading)
+        probabilities = np.concatenate([self._probabilities(batch["images"]) for batch in batches.epoch()])
+        return [self._answer(row, top_k) for row in probabilities]
+
+    def training_task(
+        self, train: Any, training: TrainingConfig, *, validate: Callable[[], Metrics] | None = None
+    ) -> TrainingTask:
+        """What the training loop, and the learning-rate finder, need: model, loss and batches for `train`."""
+        from shared.training import TrainingTask
+
+        source = as_source(train, name="train")
+        if self.labels is None:
+            self.labels = _labels_of(source, multi_label=self.config.multi_label)
+        network = self._ensure_network(len(self.labels))
+        loading = _training_loading(training)
+        batches = InputPipeline(source, self._training_stages(), loading)
+        return TrainingTask(
+            model=network.model,
+            loss=self._loss(training, self._class_weights(source)),
+            batches=batches,
+            validate=validate,
+            trunk=network.trunk if training.freeze_epochs else None,
+            rate_factors=network.rate_factors(training.layer_decay),
+            fingerprint={**self.config.to_dict(), "labels": list(self.labels), "num_examples": batches.num_examples},
+        )
+
+    def _fit(self, train: Any, validation: Any, options: FitOptions) -> History:
+        from shared.training import run_training
+
+        validate = None
+        if validation is not None:
+            scored = self._evaluation_batches(validation, cache_gib=options.training.cache_gib)
+            validate = lambda: self._score(scored)  # noqa: E731
+        task = self.training_task(train, options.training, validate=validate)
+        history = run_training(task, options)
+        self._trained = True
+        return history
+
+    def _evaluate(self, data: Any) -> Metrics:
+        return self._score(self._evaluation_batches(data, cache_gib=0.0))
+
+    # Images and targets on their way in.
+
+    def _prepared(self, image: Any) -> np.ndarray:
+        size, channels = self.config.image_size, self.config.channels
+        if isinstance(image, np.ndarray) and image.shape == (size, size, channels) and image.dtype == np.uint8:
+            return image
+        return prepare_image(decode_image(image), self.preprocessing)
+
+    def _encode_for_evaluation(self, image: Any, target: Any) -> Arrays:
+        return {"images": self._prepared(image), "targets": self._target(target)}
+
+    def _encode_for_training(self, image: Any, target: Any) -> Arrays:
+        if self._crop == "resized":
+            # The random crop takes its pixels from the full image.
+            return {"images": _with_channels(decode_image(image), self.config.channels), "targets": self._target(target)}
+        return self._encode_for_evaluation(image, target)
+
+    @property
+    def _crop(self) -> str:
+        if self.config.crop != "auto":
+            return self.config.crop
+        return "shift" if self.config.image_size < 64 else "resized"
+
+    def _target(self, target: Any) -> np.ndarray:
+        """Class number (int32 scalar), or for multi-label classes one 0/1 per class (float32)."""
+        assert self.labels is not None
+        if not self.config.multi_label:
+            return np.asarray(self._class_number(target), np.int32)
+        if isinstance(target, np.ndarray) and target.shape == (len(self.labels),):
+            return target.astype(np.float32)
+        hot = np.zeros(len(self.labels), np.float32)
+        hot[[self._class_number(label) for label in _label_set(target)]] = 1.0
+        return hot
+
+    def _class_number(self, target: Any) -> int:
+        assert self.labels is not None
+        if isinstance(target, bytes):
+            target = target.decode()
+        if isinstance(target, int | np.integer):
+            if 0 <= target < len(self.labels):
+                return int(target)
+        elif target in self.labels:
+            return int(self.labels.encode([target])[0])
+        known = ", ".join(map(str, list(self.labels)[:5])) + (", ..." if len(self.labels) > 5 else "")
+        raise ValueError(
+            f"Label {target!r} is none of the {len(self.labels)} classes of this classifier ({known}). Correct the "
+            'data, or give `labels=` ("from_data" learns them; a preset\'s head is then new).'
+        )
+
+    def _training_stages(self) -> Stages:
+        config = self.config
+        augmentation = Augmentation(
+            image_size=config.image_size,
+            crop=self._crop,
+            crop_scale=config.crop_scale,
+            flip=config.flip,
+            rand_augment=config.rand_augment,
+            rand_augment_magnitude=config.rand_augment_magnitude,
+            erasing=config.erasing,
+        )
+
+        def augment(arrays: Arrays, rng: np.random.Generator) -> Arrays:
+            return {**arrays, "images": augmentation(arrays["images"], rng)}
+
+        mixing = config.mixup > 0 or config.cutmix > 0
+        return Stages(
+            encode=self._encode_for_training, augment=augment, augment_batch=self._mix if mixing else None
+        )
+
+    def _mix(self, batch: Arrays, rng: np.random.Generator) -> Arrays:
+        assert self.labels is not None
+        targets = batch["targets"]
+        if not self.config.multi_label:
+            targets = np.eye(len(self.labels), dtype=np.float32)[targets]
+        choices = [(cutmix, self.config.cutmix), (mixup, self.config.mixup)]
+        active = [(mix, alpha) for mix, alpha in choices if alpha > 0]
+        mix, alpha = active[int(rng.integers(len(active)))]
+        images, targets = mix(batch["images"], targets, rng, alpha)
+        return {"images": images, "targets": targets}
+
+    # Loss, scores, answers.
+
+    def _loss(
+        self, training: TrainingConfig, class_weights: np.ndarray | None
+    ) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
+        from vision.models.classifier import classification_loss
+
+        assert self.labels is not None
+        network = self._ensure_network(len(self.labels))
+        return classification_loss(
+            network.model,
+            num_labels=len(self.labels),
+            multi_label=self.config.multi_label,
+            label_smoothing=training.label_smoothing,
+            class_weights=class_weights,
+        )
+
+    def _class_weights(self, source: Any) -> np.ndarray | None:
+        """Weight of each class, total / (classes * count), as scikit-learn's "balanced"."""
+        if self.config.class_weights == "none":
+            return None
+        assert self.labels is not None
+        counts = np.zeros(len(self.labels))
+        for target in _targets(source):
+            counts += self._target(target) if self.config.multi_label else np.eye(len(counts))[self._target(target)]
+        return (counts.sum() / (len(counts) * np.maximum(counts, 1.0))).astype(np.float32)
+
+    def _evaluation_batches(self, data: Any, *, cache_gib: float) -> InputPipeline:
+        loading = Loading(batch_size=64, cache_bytes=int(cache_gib * _GIB))
+        return InputPipeline(as_source(data), Stages(encode=self._encode_for_evaluation), loading)
+
+    def _score(self, batches: InputPipeline) -> Metrics:
+        assert self.labels is not None
+        scored = [(self._probabilities(batch["images"]), batch["targets"]) for batch in batches.epoch()]
+        probabilities, targets = (np.concatenate(part) for part in zip(*scored, strict=True))
+        labels = [str(label) for label in self.labels]
+        details: dict[str, Any] = {"bad_records": batches.bad_records}
+        if self.config.multi_label:
+            chosen = (probabilities >= self.config.threshold).astype(np.int64)
+            truth = targets.astype(np.int64)
+            table = vision_metrics.multi_label_table(chosen, truth, labels)
+            values = {
+                "macro_f1": vision_metrics.macro_f1(table),
+                "accuracy": float(np.mean(np.all(chosen == truth, axis=1))),
+            }
+        else:
+            matrix = vision_metrics.confusion_matrix(targets, probabilities.argmax(axis=1), len(labels))
+            table = vision_metrics.per_class_table(matrix, labels)
+            details["confusion_matrix"] = matrix
+            values = {
+                "accuracy": vision_metrics.accuracy(probabilities, targets),
+                "top_5_accuracy": vision_metrics.top_k_accuracy(probabilities, targets, 5),
+                "macro_f1": vision_metrics.macro_f1(table),
+            }
+        return Metrics(values, details={**details, "per_class": table})
+
+    def _probabilities(self, images: np.ndarray) -> np.ndarray:
+        """uint8 images (B, S, S, C) -> float32 probabilities (B, number of labels)."""
+        from vision.models.classifier import probability_function
+
+        if self._predictor is None:
+            self._predictor = probability_function(self.model, multi_label=self.config.multi_label)
+        return self._predictor(images)
+
+    def _answer(self, probabilities: np.ndarray, top_k: int) -> Classification:
+        assert self.labels is not None
+        order = np.argsort(-probabilities, kind="stable")
+        if self.config.multi_label:
+            order = order[: int(np.sum(probabilities >= self.config.threshold))]
+        else:
+            order = order[:top_k]
+        names = tuple(str(label) for label in self.labels.decode(order))
+        return Classification(names, tuple(float(probabilities[i]) for i in order))
+
+    # Network and files.
+
+    def _ensure_network(self, num_labels: int) -> ClassifierNetwork:
+        from vision.models.classifier import residual_classifier
+
+        if self._network is None:
+            self._network = residual_classifier(self.config, num_labels)
+        if self._network.head is None:
+            self._network = self._network.with_new_head(self.config, num_labels)
+        return self._network
+
+    def _manifest(self) -> dict[str, Any]:
+        assert self._network is not None
+        record = {"architecture": self._network.architecture, "preprocessing": self.preprocessing.to_dict()}
+        return record | {key: self.provenance[key] for key in ("preset",) if key in self.provenance}
+
+    def _write(self, directory: Path) -> None:
+        assert self.labels is not None
+        self.labels.save(directory / "labels.vocab.txt")
+        self.model.save_weights(directory / "model.weights.h5")
+
+    @classmethod
+    def _from_directory(cls, directory: Path, config: ImageClassifierConfig, manifest: Mapping[str, Any]) -> Self:
+        from vision.models.classifier import rebuilt_network
+
+        classifier = cls(config)
+        classifier.labels = Vocabulary.load(directory / "labels.vocab.txt")
+        preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
+        classifier._network = rebuilt_network(
+            manifest["architecture"], preprocessing, config, len(classifier.labels)
+        )
+        classifier.model.load_weights(directory / "model.weights.h5")
+        classifier._trained = True
+        return classifier
+
+    def _export(self, path: Path, format: ExportFormat) -> ExportReport:
+        from vision.models.classifier import export_classifier
+
+        assert self._network is not None and self.labels is not None
+        return export_classifier(self, path, format)
+
+
+def _load_preset(ref: str | Path) -> PretrainedClassifier:
+    from shared.pretrained import resolve
+    from vision.models.backbones import load_pretrained_classifier
+    from vision.presets import PRESETS
+
+    return load_pretrained_classifier(resolve(ref, PRESETS))
+
+
+def _training_loading(training: TrainingConfig) -> Loading:
+    from shared.runtime import current_runtime
+
+    return Loading(
+        batch_size=training.batch_size * current_runtime().num_replicas,
+        shuffle=True,
+        seed=training.seed,
+        drop_remainder=True,
+        cache_bytes=int(training.cache_gib * _GIB),
+        max_bad_share=training.max_bad_share,
+    )
+
+
+def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 RGB (H, W, 3) -> (H, W, channels)."""
+    return image if channels == 3 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+
+
+def _label_set(target: Any) -> tuple[Any, ...]:
+    if isinstance(target, tuple | list):
+        return tuple(target)
+    raise TypeError(f"A multi-label target is a tuple of labels or a 0/1 array with one entry per class; received {target!r}.")
+
+
+def _targets(source: Source) -> Iterator[Any]:
+    """All targets of a source; a dataset is read through once for them."""
+    return iter(source.targets) if isinstance(source, Examples) else (target for _, target in source)
+
+
+def _labels_of(source: Source, *, multi_label: bool) -> Vocabulary:
+    """The classes that occur, sorted; class numbers as they come from TFDS give "0", "1", ..."""
+    values: set[Any] = set()
+    for target in _targets(source):
+        values.update(_label_set(target) if multi_label else (_plain_label(target),))
+    if all(isinstance(value, int) for value in values):
+        return Vocabulary(str(number) for number in range(max(values) + 1))
+    return Vocabulary(sorted(values))
+
+
+def _plain_label(target: Any) -> Any:
+    if isinstance(target, bytes):
+        return target.decode()
+    if isinstance(target, np.integer):
+        return int(target)
+    if not isinstance(target, str | int):
+        raise TypeError(f"A target is a label (str) or a class number (int); received {type(target).__name__}.")
+    return target

@@ -1,0 +1,315 @@
+"""Encoded images to pixels: formats, EXIF orientation, alpha, and every kind of broken file by name.
+
+Between decoding and the model an image is uint8 RGB (H, W, 3). JPEG, PNG, GIF and BMP are decoded by the same
+TensorFlow operations in a Python process and in an exported graph, so both see the same pixels; WebP and TIFF go
+through OpenCV.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from shared.data import BadExampleError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# A file may claim any size in a few bytes; beyond this many pixels it is taken for a decompression bomb
+# (the limit at which Pillow raises).
+MAX_PIXELS = 178_956_970
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
+
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xDA)})
+_ORIENTATION_TAG = 0x0112
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the first bytes of a file claim: format, width and height as stored (in pixels), EXIF orientation 1..8.
+
+    Of a JPEG also the number of colour components and where its frame header begins (a byte offset).
+    """
+
+    format: str
+    width: int
+    height: int
+    orientation: int = 1
+    components: int = 3
+    frame: int = 0
+
+
+def read_image_header(data: bytes) -> ImageHeader:
+    """Format and size from the header alone; nothing is decoded.
+
+    Raises:
+        BadExampleError: where the bytes begin like no image format that is read here, or the header is cut off.
+    """
+    if not data:
+        raise BadExampleError("the file is empty (0 bytes)")
+    for matches, read in _FORMATS:
+        if matches(data):
+            try:
+                return read(data)
+            except (struct.error, IndexError) as error:
+                raise BadExampleError("the image is truncated within its header") from error
+    raise BadExampleError(f"not a JPEG, PNG, GIF, BMP, WebP or TIFF image (it begins with {data[:8]!r})")
+
+
+def decode_image(source: str | Path | bytes | np.ndarray, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The pixels of an image, uint8 RGB (H, W, 3).
+
+    EXIF orientation is applied, grey becomes RGB, transparent pixels are blended with white, CMYK is converted, and
+    of 16-bit samples the high byte is kept.
+
+    Args:
+        source: a path, the bytes of a file, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) in RGB order.
+        max_pixels: an image that claims more is refused before it is decoded.
+
+    Raises:
+        BadExampleError: for what is no readable image; the message begins with the path where there is one.
+        TypeError: for another kind of source.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, bytes):
+        return _decode(source, "image bytes", max_pixels)
+    if isinstance(source, str | Path):
+        return _decode(_read_file(Path(source)), str(source), max_pixels)
+    raise TypeError(f"An image is a path, bytes or a uint8 array; received {type(source).__name__}.")
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise BadExampleError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise BadExampleError(f"{path}: is a directory, expected an image file") from error
+    except PermissionError as error:
+        raise BadExampleError(f"{path}: no permission to read it") from error
+
+
+def _decode(data: bytes, name: str, max_pixels: int) -> np.ndarray:
+    try:
+        header = read_image_header(data)
+    except BadExampleError as error:
+        raise BadExampleError(f"{name}: {error}") from error
+    if header.width < 1 or header.height < 1:
+        raise BadExampleError(f"{name}: the header claims {header.width}x{header.height} pixels")
+    if header.width * header.height > max_pixels:
+        raise BadExampleError(
+            f"{name}: the header claims {header.width}x{header.height} pixels, more than the {max_pixels} allowed"
+        )
+    if header.format in ("webp", "tiff"):
+        return _decode_with_opencv(data, name)
+    if header.format == "jpeg" and header.components != 4:
+        return oriented(_decode_jpeg(data, name, header), header.orientation)
+    return _decode_with_tensorflow(data, name, header)
+
+
+def _decode_jpeg(data: bytes, name: str, header: ImageHeader) -> np.ndarray:
+    # OpenCV gives the very pixels of `_jpeg` below, with less overhead a call, but fills what a truncated file lacks
+    # with grey. The end marker cannot occur within the compressed data, so its absence tells.
+    if data.rfind(b"\xff\xd9", header.frame) < 0:
+        raise BadExampleError(f"{name}: the JPEG data is truncated")
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None:
+        raise BadExampleError(f"{name}: the JPEG data is damaged")
+    return pixels
+
+
+def _decode_with_tensorflow(data: bytes, name: str, header: ImageHeader) -> np.ndarray:
+    import tensorflow as tf
+
+    with tf.device("cpu"):
+        try:
+            pixels: np.ndarray = DECODERS[header.format](data).numpy()
+        except tf.errors.InvalidArgumentError as error:
+            raise BadExampleError(f"{name}: the {header.format.upper()} data is truncated or damaged") from error
+    return oriented(pixels, header.orientation)
+
+
+def _decode_with_opencv(data: bytes, name: str) -> np.ndarray:
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise BadExampleError(f"{name}: the image data is truncated or damaged") from error
+    if pixels is None:
+        raise BadExampleError(f"{name}: the image data is truncated or damaged")
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise BadExampleError(f"{name}: samples of type {pixels.dtype} are not read; convert to 8 or 16 bit")
+    if pixels.ndim == 3 and pixels.shape[-1] in (3, 4):
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[-1] == 3 else cv2.COLOR_BGRA2RGBA)
+    return _from_array(pixels)
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    if array.dtype != np.uint8:
+        raise TypeError(
+            f"An image array must be uint8 with values 0..255; received {array.dtype}. Scale and convert it first."
+        )
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
+        raise ValueError(f"An image array must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); received {array.shape}.")
+    if array.shape[-1] == 1:
+        return np.repeat(array, 3, axis=-1)
+    if array.shape[-1] == 4:
+        alpha = array[..., 3:].astype(np.float32) / 255
+        return np.rint(array[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    return array
+
+
+def oriented(pixels: Any, orientation: int) -> np.ndarray:
+    """Pixels as they are to be seen, for an EXIF orientation 1..8 (TIFF 6.0, tag 274)."""
+    if orientation >= 5:
+        pixels = np.swapaxes(pixels, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+# Decoders as TensorFlow operations, the same in eager mode and in a graph: encoded bytes -> uint8 (H, W, 3).
+
+
+def _jpeg(data: Any) -> tf.Tensor:
+    import tensorflow as tf
+
+    # The accurate DCT gives the pixels that OpenCV and libjpeg give by default; TensorFlow's default is faster by
+    # 2 % and off by up to 7 of 255.
+    return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+
+
+def _png(data: Any) -> tf.Tensor:
+    import tensorflow as tf
+
+    return _on_white(tf.io.decode_png(data, channels=4))
+
+
+def _gif(data: Any) -> tf.Tensor:
+    import tensorflow as tf
+
+    return tf.io.decode_gif(data)[0]
+
+
+def _bmp(data: Any) -> tf.Tensor:
+    import tensorflow as tf
+
+    pixels = tf.io.decode_bmp(data, channels=0)
+    channels = tf.shape(pixels)[-1]
+    grey = lambda: tf.repeat(pixels[..., :1], 3, axis=-1)  # noqa: E731
+    return tf.cond(channels == 1, grey, lambda: pixels[..., :3])
+
+
+def _on_white(rgba: tf.Tensor) -> tf.Tensor:
+    """uint8 (H, W, 4) -> uint8 (H, W, 3), blended with white."""
+    import tensorflow as tf
+
+    alpha = tf.cast(rgba[..., 3:], tf.float32) / 255
+    blended = tf.cast(rgba[..., :3], tf.float32) * alpha + 255 * (1 - alpha)
+    return tf.cast(tf.round(blended), tf.uint8)
+
+
+DECODERS = {"jpeg": _jpeg, "png": _png, "gif": _gif, "bmp": _bmp}
+
+
+# Headers.
+
+
+def _jpeg_header(data: bytes) -> ImageHeader:
+    position, orientation = 2, 1
+    while True:
+        while data[position] != 0xFF:
+            position += 1
+        while data[position] == 0xFF:
+            position += 1
+        marker = data[position]
+        position += 1
+        if marker in _JPEG_WITHOUT_LENGTH:
+            continue
+        (length,) = struct.unpack_from(">H", data, position)
+        if marker in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", data, position + 3)
+            return ImageHeader("jpeg", width, height, orientation, data[position + 7], position)
+        if marker == 0xE1 and data[position + 2 : position + 8] == b"Exif\0\0":
+            orientation = _exif_orientation(data[position + 8 : position + length])
+        position += length
+
+
+def _exif_orientation(tiff: bytes) -> int:
+    """Orientation in the first directory of an EXIF block; 1 where there is none or the block is damaged."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None or len(tiff) < 10:
+        return 1
+    (start,) = struct.unpack_from(order + "I", tiff, 4)
+    if start + 2 > len(tiff):
+        return 1
+    (count,) = struct.unpack_from(order + "H", tiff, start)
+    for entry in range(start + 2, min(start + 2 + 12 * count, len(tiff) - 11), 12):
+        tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
+        if tag == _ORIENTATION_TAG:
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def _png_header(data: bytes) -> ImageHeader:
+    width, height = struct.unpack_from(">II", data, 16)
+    return ImageHeader("png", width, height)
+
+
+def _gif_header(data: bytes) -> ImageHeader:
+    width, height = struct.unpack_from("<HH", data, 6)
+    return ImageHeader("gif", width, height)
+
+
+def _bmp_header(data: bytes) -> ImageHeader:
+    width, height = struct.unpack_from("<ii", data, 18)
+    return ImageHeader("bmp", width, abs(height))
+
+
+def _webp_header(data: bytes) -> ImageHeader:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width = int.from_bytes(data[24:27], "little") + 1
+        height = int.from_bytes(data[27:30], "little") + 1
+    elif kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width, height = (value & 0x3FFF for value in struct.unpack_from("<HH", data, 26))
+    return ImageHeader("webp", width, height)
+
+
+def _tiff_header(data: bytes) -> ImageHeader:
+    order = "<" if data[:2] == b"II" else ">"
+    (start,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, start)
+    sizes = {256: 0, 257: 0}
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(order + "HH", data, entry)
+        if tag in sizes:
+            # SHORT (3) or LONG (4).
+            (sizes[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)
+    return ImageHeader("tiff", sizes[256], sizes[257])
+
+
+_FORMATS = (
+    (lambda data: data[:3] == b"\xff\xd8\xff", _jpeg_header),
+    (lambda data: data[:8] == b"\x89PNG\r\n\x1a\n", _png_header),
+    (lambda data: data[:6] in (b"GIF87a", b"GIF89a"), _gif_header),
+    (lambda data: data[:2] == b"BM", _bmp_header),
+    (lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP", _webp_header),
+    (lambda data: data[:4] in (b"II*\0", b"MM\0*"), _tiff_header),
+)

@@ -1,0 +1,205 @@
+"""The classifier's network: normalisation -> trunk -> head, and the functions around it.
+
+Shapes: B images, S image size, C channels, D features, K labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from shared.runtime import current_runtime, seeded
+from vision.models.residual import residual_network
+from vision.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from vision.classification import ImageClassifierConfig
+    from vision.models.backbones import PretrainedClassifier
+
+# The trunk's layers are divided by depth into this many groups, each with a learning rate of its own when
+# `layer_decay` is below 1 (Howard and Ruder 2018, arXiv:1801.06146, "discriminative fine-tuning").
+_NUM_LAYER_GROUPS = 6
+
+# Images trained from scratch are centred on mid-grey; 63.75 brings typical photographs to about unit variance.
+_CENTRE, _SPREAD = 127.5, 63.75
+
+
+@dataclass(frozen=True)
+class ClassifierNetwork:
+    """Trunk (B, S, S, C) normalised -> (B, h, w, D), head -> (B, K), and how to build them again."""
+
+    trunk: keras.Model
+    head: keras.Model | None
+    model: keras.Model | None
+    architecture: dict[str, Any]
+    preprocessing: Preprocessing
+
+    def with_new_head(self, config: ImageClassifierConfig, num_labels: int) -> ClassifierNetwork:
+        """The same trunk under a new, untrained head."""
+        with current_runtime().scope(), seeded(config.seed):
+            head = pooled_head(self.trunk.output_shape[-1], num_labels, dropout=config.dropout)
+        return _composed(self.trunk, head, self.architecture | {"head": "pooled"}, self.preprocessing, config)
+
+    def rate_factors(self, layer_decay: float) -> list[float]:
+        """Factor on the learning rate of each trainable variable: 1 for the head, less for lower layers."""
+        assert self.model is not None
+        depth = {id(v): group for group, vs in enumerate(_layer_groups(self.trunk)) for v in vs}
+        return [
+            layer_decay ** (_NUM_LAYER_GROUPS - depth[id(v)]) if id(v) in depth else 1.0
+            for v in self.model.trainable_variables
+        ]
+
+
+def residual_classifier(config: ImageClassifierConfig, num_labels: int) -> ClassifierNetwork:
+    """A residual network with initial weights drawn from `config.seed`."""
+    architecture = {"family": "residual", "width": config.width, "depth": config.depth}
+    preprocessing = Preprocessing(
+        image_size=config.image_size,
+        resize=config.resize,
+        mean=(_CENTRE,) * config.channels,
+        std=(_SPREAD,) * config.channels,
+    )
+    return rebuilt_network(architecture | {"head": "pooled"}, preprocessing, config, num_labels)
+
+
+def rebuilt_network(
+    architecture: dict[str, Any], preprocessing: Preprocessing, config: ImageClassifierConfig, num_labels: int
+) -> ClassifierNetwork:
+    """The network that `architecture` describes, with weights drawn from `config.seed`."""
+    with current_runtime().scope(), seeded(config.seed):
+        trunk = _trunk(architecture, config)
+        if architecture["head"] == "pooled":
+            head = pooled_head(trunk.output_shape[-1], num_labels, dropout=config.dropout)
+        else:
+            head = keras.Model.from_config(architecture["head"])
+    return _composed(trunk, head, architecture, preprocessing, config)
+
+
+def pretrained_network(
+    preset: PretrainedClassifier, config: ImageClassifierConfig, *, keep_head: bool
+) -> ClassifierNetwork:
+    """The preset's trunk, with its own head or none yet."""
+    preprocessing = dataclasses.replace(preset.preprocessing, image_size=config.image_size, resize=config.resize)
+    if keep_head:
+        assert preset.head is not None
+        architecture = preset.architecture | {"head": preset.head.get_config()}
+        return _composed(preset.trunk, preset.head, architecture, preprocessing, config)
+    network = ClassifierNetwork(preset.trunk, None, None, preset.architecture, preprocessing)
+    return network.with_new_head(config, len(config.labels)) if config.labels else network
+
+
+def pooled_head(num_features: int, num_labels: int, *, dropout: float) -> keras.Model:
+    """(B, h, w, D) -> (B, K): global average pooling, dropout, a dense layer. Logits are float32 in any precision."""
+    features = keras.Input((None, None, num_features))
+    x = layers.GlobalAveragePooling2D()(features)
+    if dropout:
+        x = layers.Dropout(dropout)(x)
+    return keras.Model(features, layers.Dense(num_labels, dtype="float32", name="logits")(x), name="head")
+
+
+def _trunk(architecture: dict[str, Any], config: ImageClassifierConfig) -> keras.Model:
+    if architecture["family"] == "residual":
+        width, depth = architecture["width"], architecture["depth"]
+        return residual_network(config.image_size, config.channels, width=width, depth=depth)
+    from vision.models.backbones import build_trunk
+
+    return build_trunk(architecture, config.image_size)
+
+
+def _composed(
+    trunk: keras.Model,
+    head: keras.Model,
+    architecture: dict[str, Any],
+    preprocessing: Preprocessing,
+    config: ImageClassifierConfig,
+) -> ClassifierNetwork:
+    size, channels = config.image_size, config.channels
+    with current_runtime().scope():
+        images = keras.Input((size, size, channels), name="images")
+        normalised = _normalisation(preprocessing)(images)
+        model = keras.Model(images, head(trunk(normalised)), name="image_classifier")
+    return ClassifierNetwork(trunk, head, model, architecture, preprocessing)
+
+
+def _normalisation(preprocessing: Preprocessing) -> keras.layers.Layer:
+    """(x - mean) / std per channel, in float32: 8-bit values would lose their last bit in bfloat16."""
+    mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
+    return layers.Rescaling((1 / std).tolist(), (-mean / std).tolist(), dtype="float32", name="normalisation")
+
+
+def _layer_groups(trunk: keras.Model) -> list[list[keras.Variable]]:
+    weighted = [layer for layer in _leaves(trunk) if layer.trainable_variables]
+    return [
+        [variable for layer in part for variable in layer.trainable_variables]
+        for part in np.array_split(np.asarray(weighted, dtype=object), _NUM_LAYER_GROUPS)
+    ]
+
+
+def _leaves(model: keras.Model) -> list[keras.layers.Layer]:
+    return [layer for layer in model._flatten_layers(include_self=False) if not list(layer._flatten_layers(include_self=False))]
+
+
+def classification_loss(
+    model: keras.Model,
+    *,
+    num_labels: int,
+    multi_label: bool,
+    label_smoothing: float,
+    class_weights: np.ndarray | None,
+) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
+    """Mean cross-entropy of a batch {"images": (B, S, S, C), "targets": (B,) int or (B, K) float}, a scalar.
+
+    Softmax for one label, sigmoid per class for many. `label_smoothing` is that of Szegedy et al. 2016
+    (arXiv:1512.00567, section 7). `class_weights` (K,) multiply each example's loss by the weight of its classes.
+    """
+
+    def loss(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        logits = tf.cast(model(tf.cast(batch["images"], tf.float32), training=True), tf.float32)
+        targets = batch["targets"]
+        if targets.shape.rank == 1:
+            targets = tf.one_hot(targets, num_labels)
+        if multi_label:
+            smoothed = targets * (1 - label_smoothing) + label_smoothing / 2
+            elementwise = tf.nn.sigmoid_cross_entropy_with_logits(smoothed, logits)
+            if class_weights is not None:
+                elementwise *= class_weights
+            return tf.reduce_mean(elementwise)
+        smoothed = targets * (1 - label_smoothing) + label_smoothing / num_labels
+        losses = tf.nn.softmax_cross_entropy_with_logits(smoothed, logits)
+        if class_weights is not None:
+            losses *= tf.linalg.matvec(targets, tf.constant(class_weights))
+        return tf.reduce_mean(losses)
+
+    return loss
+
+
+def probabilities(model: keras.Model, images: tf.Tensor, *, multi_label: bool) -> tf.Tensor:
+    """Images (B, S, S, C), any numeric type -> float32 probabilities (B, K)."""
+    logits = tf.cast(model(tf.cast(images, tf.float32), training=False), tf.float32)
+    return tf.sigmoid(logits) if multi_label else tf.nn.softmax(logits)
+
+
+def probability_function(model: keras.Model, *, multi_label: bool) -> Callable[[np.ndarray], np.ndarray]:
+    """A compiled `probabilities` for NumPy batches; batches are padded to powers of two, so few shapes are traced."""
+    compiled = tf.function(
+        lambda images: probabilities(model, images, multi_label=multi_label),
+        autograph=False,
+        jit_compile=current_runtime().xla,
+    )
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        count = len(images)
+        padded = 1 << (count - 1).bit_length()
+        if padded > count:
+            images = np.concatenate([images, np.repeat(images[-1:], padded - count, axis=0)])
+        result: np.ndarray = compiled(tf.convert_to_tensor(images)).numpy()[:count]
+        return result
+
+    return predict
