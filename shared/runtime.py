@@ -122,6 +122,19 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(before)
 
 
+@contextlib.contextmanager
+def float32_policy() -> Iterator[None]:
+    """Layers built in the block compute in float32, whatever the precision of this process."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 _current: Runtime | None = None
 
 

@@ -412,10 +412,35 @@ class ImageClassifier(Pipeline):
         return classifier
 
     def _export(self, path: Path, format: ExportFormat) -> ExportReport:
-        from vision.models.classifier import export_classifier
+        from shared.export import export_litert, export_onnx, export_saved_model
+        from vision.models.classifier import float32_twin, serving_endpoints
 
         assert self._network is not None and self.labels is not None
-        return export_classifier(self, path, format)
+        model = float32_twin(self._network, self.config, len(self.labels))
+        encoded = _sample_images(self.config.image_size)
+        endpoints = serving_endpoints(
+            model,
+            self.preprocessing,
+            multi_label=self.config.multi_label,
+            encoded=encoded,
+            expected=self._probabilities(np.stack([self._prepared(image) for image in encoded])),
+        )
+        if format == "saved_model":
+            return export_saved_model(path, endpoints, track=model)
+        if format == "litert":
+            return export_litert(path, endpoints["serve_images"], track=model)
+        return export_onnx(path, endpoints["serve_images"])
+
+
+def _sample_images(image_size: int) -> list[bytes]:
+    """A few encoded pictures of other shapes than the model's, to compare an export on: smooth colours, JPEG and PNG."""
+    rng = np.random.default_rng(0)
+    pictures = []
+    for shape, suffix in (((3, 4), ".jpg"), ((5, 3), ".jpg"), ((4, 4), ".png")):
+        noise = rng.integers(0, 256, (*shape, 3), np.uint8)
+        picture = cv2.resize(noise, (image_size * 5 // 4, image_size * 3 // 2), interpolation=cv2.INTER_CUBIC)
+        pictures.append(cv2.imencode(suffix, picture)[1].tobytes())
+    return pictures
 
 
 def _load_preset(ref: str | Path) -> PretrainedClassifier:

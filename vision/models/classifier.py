@@ -15,9 +15,10 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from shared.runtime import current_runtime, seeded
+from shared.export import Endpoint
+from shared.runtime import current_runtime, float32_policy, seeded
 from vision.models.residual import residual_network
-from vision.preprocessing import Preprocessing
+from vision.preprocessing import Preprocessing, decode_and_prepare
 
 if TYPE_CHECKING:
     from vision.classification import ImageClassifierConfig
@@ -203,3 +204,49 @@ def probability_function(model: keras.Model, *, multi_label: bool) -> Callable[[
         return result
 
     return predict
+
+
+def float32_twin(network: ClassifierNetwork, config: ImageClassifierConfig, num_labels: int) -> keras.Model:
+    """The same model with the same weights, computing in float32: what converters can take."""
+    if keras.config.dtype_policy().name == "float32":
+        assert network.model is not None
+        return network.model
+    with float32_policy():
+        twin = rebuilt_network(network.architecture, network.preprocessing, config, num_labels).model
+    assert twin is not None and network.model is not None
+    twin.set_weights(network.model.get_weights())
+    return twin
+
+
+def serving_endpoints(
+    model: keras.Model, preprocessing: Preprocessing, *, multi_label: bool, encoded: Sequence[bytes], expected: np.ndarray
+) -> dict[str, Endpoint]:
+    """What a classifier serves: `serve` takes encoded images (B,), `serve_images` prepared ones (B, S, S, C) uint8.
+
+    Both give probabilities (B, K). `expected` is what `predict` gives for `encoded`.
+    """
+    size, channels = preprocessing.image_size, preprocessing.channels
+
+    def from_images(images: tf.Tensor) -> tf.Tensor:
+        return probabilities(model, images, multi_label=multi_label)
+
+    def from_encoded(data: tf.Tensor) -> tf.Tensor:
+        spec = tf.TensorSpec((size, size, channels), tf.uint8)
+        images = tf.map_fn(lambda item: decode_and_prepare(item, preprocessing), data, fn_output_signature=spec)
+        return from_images(images)
+
+    prepared = np.stack([decode_and_prepare(tf.constant(item), preprocessing).numpy() for item in encoded])
+    return {
+        "serve": Endpoint(
+            function=from_encoded,
+            signature=tf.TensorSpec((None,), tf.string, name="encoded_images"),
+            example=np.asarray(encoded, dtype=object),
+            expected=expected,
+        ),
+        "serve_images": Endpoint(
+            function=from_images,
+            signature=tf.TensorSpec((None, size, size, channels), tf.uint8, name="images"),
+            example=prepared,
+            expected=expected,
+        ),
+    }

@@ -1,0 +1,360 @@
+"""Command lines made from configs: a script names its pipeline and its reader, the rest is the same for all tasks.
+
+Nothing here imports TensorFlow: `--help` answers at once, and `RuntimeConfig` takes effect before the first import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import logging
+import shlex
+import shutil
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from shared.config import Config, describe_type, field_types
+from shared.pipeline import ExportFormat, NotFittedError, Pipeline, TrainingInterrupted
+from shared.runtime import RuntimeConfig
+from shared.training_config import TrainingConfig
+
+_USER_ERRORS = (
+    ValueError,
+    TypeError,
+    FileNotFoundError,
+    NotFittedError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    FloatingPointError,
+    ImportError,
+)
+_NOT_GIVEN = object()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskCommand:
+    """One task's command line.
+
+    `pipeline` and `config` are "module:name" and imported when they are needed. `read(path, split)` gives the
+    examples at `path`; `split` is "train" or "test". `common` names the config fields that `train --help` shows;
+    `--help-all` shows every one. `details` turns an evaluation's details into lines to print, and may write pictures
+    into the directory that it is given.
+    """
+
+    name: str
+    description: str
+    pipeline: str
+    config: str
+    read: Callable[[Path, str], Any]
+    common: tuple[str, ...]
+    details: Callable[[Any, Path | None], Sequence[str]] | None = None
+
+    def pipeline_class(self) -> Any:
+        """The pipeline's class."""
+        return imported(self.pipeline)
+
+    def config_class(self) -> type[Config]:
+        """The class of the pipeline's config."""
+        config_class: type[Config] = imported(self.config)
+        return config_class
+
+
+def imported(reference: str) -> Any:
+    """The object that "module:name" names."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def main(command: TaskCommand, arguments: Sequence[str] | None = None) -> int:
+    """Run one of the verbs train, evaluate, predict, export; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with _mapped_errors() as outcome:
+        parser = _task_parser(command, show_all="--help-all" in given)
+        options = parser.parse_args(["--help" if a == "--help-all" else a for a in given])
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+        logging.getLogger("shared.runtime").setLevel(logging.INFO)
+        runtime = config_from_flags(RuntimeConfig, options)
+        runtime.prepare_environment()
+        _VERBS[options.verb](command, options, runtime)
+    if outcome.code == 130:
+        print(f"resume: python {shlex.join(_resume_command(sys.argv[:1] + given))}", file=sys.stderr)
+    return outcome.code
+
+
+# The verbs.
+
+
+def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+    output = Path(options.output)
+    training = config_from_flags(TrainingConfig, options)
+    train = command.read(Path(options.train), "train")
+    validation = None if options.validation is None else command.read(Path(options.validation), "test")
+    runtime.apply()
+    pipeline = _new_pipeline(command, options)
+    checkpoint = output.with_name(output.name + ".checkpoint")
+    history = pipeline.fit(
+        train,
+        validation,
+        training=training,
+        checkpoint=checkpoint,
+        resume=options.resume,
+        log=output.with_name(output.name + ".log.jsonl"),
+    )
+    if validation is not None:
+        print(f"validation  {pipeline.evaluate(validation)}")
+    pipeline.save(output)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
+
+
+def _new_pipeline(command: TaskCommand, options: argparse.Namespace) -> Pipeline:
+    pipeline_class, config_class = command.pipeline_class(), command.config_class()
+    chosen = given_flags(config_class, options)
+    if options.preset is None:
+        if chosen.get("labels") == ("from_data",):
+            del chosen["labels"]
+        pipeline: Pipeline = pipeline_class(config_class.from_dict(chosen))
+        return pipeline
+    labels = chosen.pop("labels", None)
+    if labels == ("from_data",):
+        labels = "from_data"
+    pipeline = pipeline_class.from_preset(options.preset, labels=labels, **chosen)
+    return pipeline
+
+
+def _evaluate(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+    data = command.read(Path(options.data), "test")
+    runtime.apply()
+    metrics = command.pipeline_class().load(options.model).evaluate(data)
+    pictures = None if options.pictures is None else Path(options.pictures)
+    for line in command.details(metrics, pictures) if command.details else ():
+        print(line)
+    for name, value in metrics.items():
+        print(f"{name:24s} {value:.4f}")
+    if options.json is not None:
+        Path(options.json).write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
+
+
+def _predict(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+    if (options.model is None) == (options.preset is None):
+        raise ValueError("`predict` needs either --model DIR or --preset REF.")
+    runtime.apply()
+    pipeline_class = command.pipeline_class()
+    load = pipeline_class.load if options.preset is None else pipeline_class.from_preset
+    pipeline = load(options.model or options.preset)
+    with contextlib.ExitStack() as stack:
+        stream = sys.stdout
+        if options.output is not None:
+            stream = stack.enter_context(Path(options.output).open("w", encoding="utf-8"))
+        # In portions, so that many inputs need no more memory than a few.
+        for start in range(0, len(options.inputs), _PREDICT_PORTION):
+            portion = options.inputs[start : start + _PREDICT_PORTION]
+            for source, answer in zip(portion, pipeline.predict(portion), strict=True):
+                stream.write(json.dumps({"input": source, **answer.to_dict()}, ensure_ascii=False) + "\n")
+
+
+_PREDICT_PORTION = 1024
+
+
+def _export(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+    runtime.apply()
+    print(command.pipeline_class().load(options.model).export(options.output, format=options.format))
+
+
+_VERBS: dict[str, Callable[[TaskCommand, argparse.Namespace, RuntimeConfig], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "export": _export,
+}
+
+
+# Parsers.
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
+
+
+def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"{command.name}.py", description=command.description, allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{train,evaluate,predict,export}", parser_class=_Parser)
+    add_verb = _verb_adder(verbs)
+    train = add_verb("train", "train on examples and save the pipeline; --help-all shows every flag")
+    train.add_argument("--train", required=True, metavar="PATH", help="training examples")
+    train.add_argument("--validation", metavar="PATH", help="examples that choose the best weights")
+    train.add_argument("--preset", metavar="REF", help="pretrained start: a name, a directory, hf://... or kaggle://...")
+    train.add_argument("--output", required=True, metavar="DIR", help="where the pipeline is saved")
+    train.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    shown = None if show_all else command.common
+    for config_class in (command.config_class(), TrainingConfig):
+        add_flags(train, config_class, shown=shown)
+    evaluate = add_verb("evaluate", "score a saved pipeline on examples")
+    evaluate.add_argument("--model", required=True, metavar="DIR", help="a saved pipeline")
+    evaluate.add_argument("--data", required=True, metavar="PATH", help="examples")
+    evaluate.add_argument("--json", metavar="FILE", help="write the metrics there too")
+    evaluate.add_argument("--pictures", metavar="DIR", help="write pictures (confusion matrix) there")
+    predict = add_verb("predict", "answers for inputs, as JSON lines")
+    predict.add_argument("--model", metavar="DIR", help="a saved pipeline")
+    predict.add_argument("--preset", metavar="REF", help="a preset with a head, instead of a saved pipeline")
+    predict.add_argument("--output", metavar="FILE", help="write there instead of to stdout")
+    predict.add_argument("inputs", nargs="+", metavar="INPUT", help="an input, such as a file")
+    export = add_verb("export", "write a form that runs without Triptych")
+    export.add_argument("--model", required=True, metavar="DIR", help="a saved pipeline")
+    export.add_argument("--format", choices=get_args(ExportFormat), default="saved_model", help="default: saved_model")
+    export.add_argument("--output", required=True, metavar="PATH", help="where to write")
+    for verb in (train, evaluate, predict, export):
+        add_flags(verb, RuntimeConfig, shown=shown if verb is train else ("precision", "devices"))
+    return parser
+
+
+def _verb_adder(verbs: Any) -> Callable[[str, str], argparse.ArgumentParser]:
+    def add(name: str, description: str) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = verbs.add_parser(
+            name, help=description, description=description, allow_abbrev=False, formatter_class=_Formatter
+        )
+        return parser
+
+    return add
+
+
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
+        # The full usage would repeat the forty flags listed below it.
+        return f"usage: {self._prog} [flags]\n\n"
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, config_class: type[Config], *, shown: Sequence[str] | None = None
+) -> None:
+    """Add a flag for each field of a config; fields not in `shown` work but are left out of the help.
+
+    Raises:
+        ValueError: where two configs have a field of the same name and the same parser.
+    """
+    group = parser.add_argument_group(config_class.__name__)
+    types = field_types(config_class)
+    for field in fields(config_class):
+        flag = _flag(config_class, field.name)
+        unit = f" {field.metadata['unit']}" if field.metadata.get("unit") else ""
+        text = f"{field.metadata['help']} (default: {_shown_default(field.default)}{unit})".replace("%", "%%")
+        hidden = shown is not None and field.name not in shown
+        group.add_argument(
+            flag,
+            dest=_destination(config_class, field.name),
+            default=_NOT_GIVEN,
+            help=argparse.SUPPRESS if hidden else text,
+            **_parsing(types[field.name]),
+        )
+
+
+def _flag(config_class: type[Config], name: str) -> str:
+    # A pipeline's seed and a training run's are different things; the data order's keeps a name of its own.
+    if name == "seed" and config_class is TrainingConfig:
+        return "--data-seed"
+    return "--" + name.replace("_", "-")
+
+
+def _destination(config_class: type[Config], name: str) -> str:
+    return f"{config_class.__name__}.{name}"
+
+
+def _parsing(annotation: Any) -> dict[str, Any]:
+    """Arguments of `add_argument` for a field's type."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if origin is Literal:
+        return {"choices": arguments, "type": type(arguments[0]), "metavar": "|".join(map(str, arguments))}
+    if origin is tuple:
+        item = arguments[0]
+        return {"type": lambda text: tuple(item(part.strip()) for part in text.split(",") if part.strip()), "metavar": "A,B,..."}
+    if annotation in (int, float, str):
+        return {"type": annotation, "metavar": {int: "N", float: "X", str: "TEXT"}[annotation]}
+    raise TypeError(f"No flag can be made for a field that is {describe_type(annotation)}.")
+
+
+def _shown_default(default: Any) -> str:
+    if default is MISSING:
+        return "required"
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or "none"
+    return "yes" if default is True else "no" if default is False else str(default)
+
+
+def given_flags(config_class: type[Config], options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a config that the user gave a flag for."""
+    values = {field.name: getattr(options, _destination(config_class, field.name), _NOT_GIVEN) for field in fields(config_class)}
+    return {name: value for name, value in values.items() if value is not _NOT_GIVEN}
+
+
+_ConfigT = typing.TypeVar("_ConfigT", bound=Config)
+
+
+def config_from_flags(config_class: type[_ConfigT], options: argparse.Namespace) -> _ConfigT:
+    """The config that the flags give; defaults where there is no flag."""
+    return config_class.from_dict(given_flags(config_class, options))
+
+
+# Exit codes.
+
+
+@dataclass
+class _Outcome:
+    code: int = 0
+
+
+@contextlib.contextmanager
+def _mapped_errors() -> Iterator[_Outcome]:
+    """Exit codes of design: 0 success, 2 the user's mistake in one line, 130 interrupted, 1 our fault."""
+    outcome = _Outcome()
+    try:
+        yield outcome
+    except TrainingInterrupted as stop:
+        print(stop, file=sys.stderr)
+        outcome.code = 130
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        outcome.code = 130
+    except BrokenPipeError:
+        # The reader of our output has gone; closing stderr keeps Python from complaining at exit.
+        sys.stderr.close()
+    except _USER_ERRORS as error:
+        if _is_ours(error):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            outcome.code = 2
+        else:
+            traceback.print_exc()
+            outcome.code = 1
+    except Exception:
+        traceback.print_exc()
+        outcome.code = 1
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error was raised by this project's checks or concerns a file, not from the depths of a library."""
+    if isinstance(error, OSError):
+        return True
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    module = "" if last is None else str(last.tb_frame.f_globals.get("__name__", ""))
+    return module.split(".")[0] in {"shared", "vision", "nlp", "recsys", "scripts", "__main__"}
+
+
+def _resume_command(arguments: list[str]) -> list[str]:
+    return arguments if "--resume" in arguments else [*arguments, "--resume"]

@@ -1,0 +1,176 @@
+"""Exports that run without Triptych: SavedModel, LiteRT and ONNX, each compared with `predict` once it is written.
+
+A task describes what is to be exported as `Serving`: plain TensorFlow functions with their inputs. Here they are
+written, read back with the format's own runtime, run on a few examples, and the largest difference is reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+logger = logging.getLogger(__name__)
+
+_ONNX_OPSET = 18
+_INSTALL = "pip install 'triptych[export]'"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how far its outputs are from `predict` on `num_examples` examples (largest difference)."""
+
+    format: str
+    path: str
+    num_bytes: int
+    max_difference: float
+    num_examples: int
+    inputs: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        size = self.num_bytes / 1e6
+        return f"{self.format} at {self.path}: {size:.1f} MB, largest difference to predict {self.max_difference:.2e}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """One function of an export, from named tensors to one float32 tensor, and examples to try it on.
+
+    `expected` is what `predict` gives for `example`, an array with the batch first.
+    """
+
+    function: Callable[[tf.Tensor], tf.Tensor]
+    signature: tf.TensorSpec
+    example: np.ndarray
+    expected: np.ndarray
+
+
+def export_saved_model(path: Path, endpoints: Mapping[str, Endpoint], *, track: keras.Model) -> ExportReport:
+    """Write a SavedModel whose first endpoint is also the default signature; every endpoint is run once."""
+    with _fresh(path) as fresh:
+        _write_archive(fresh, endpoints, track)
+    loaded = tf.saved_model.load(str(path))
+    differences = [
+        _difference(getattr(loaded, name)(tf.convert_to_tensor(endpoint.example)).numpy(), endpoint)
+        for name, endpoint in endpoints.items()
+    ]
+    return _report("saved_model", path, endpoints, max(differences))
+
+
+def export_litert(path: Path, endpoint: Endpoint, *, track: keras.Model) -> ExportReport:
+    """Write a LiteRT (TensorFlow Lite) flatbuffer with built-in operations only.
+
+    Raises:
+        ImportError: where `ai-edge-litert`, which runs the check, is not installed; the message says how to.
+    """
+    interpreter_class = _imported("ai_edge_litert.interpreter").Interpreter
+    with _fresh(path) as fresh, _quiet():
+        # By way of a SavedModel: from a concrete function alone the converter loses the variables of Keras 3.
+        saved = fresh.with_name("saved_model")
+        _write_archive(saved, {"serve": endpoint}, track)
+        fresh.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(saved)).convert())
+    interpreter = interpreter_class(model_path=str(path))
+    (entry,) = interpreter.get_input_details()
+    interpreter.resize_tensor_input(entry["index"], endpoint.example.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(entry["index"], endpoint.example)
+    interpreter.invoke()
+    (result,) = interpreter.get_output_details()
+    difference = _difference(interpreter.get_tensor(result["index"]), endpoint)
+    return _report("litert", path, {entry["name"]: endpoint}, difference)
+
+
+def export_onnx(path: Path, endpoint: Endpoint) -> ExportReport:
+    """Write an ONNX model.
+
+    Raises:
+        ImportError: where `tf2onnx` or `onnxruntime` is not installed; the message says how to.
+    """
+    tf2onnx, runtime = _imported("tf2onnx"), _imported("onnxruntime")
+    function = tf.function(endpoint.function, input_signature=[endpoint.signature], autograph=False)
+    with _quiet(), _fresh(path) as fresh:
+        proto, _ = tf2onnx.convert.from_function(function, input_signature=[endpoint.signature], opset=_ONNX_OPSET)
+        fresh.write_bytes(proto.SerializeToString())
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    difference = _difference(session.run(None, {name: endpoint.example})[0], endpoint)
+    return _report("onnx", path, {name: endpoint}, difference)
+
+
+def _write_archive(path: Path, endpoints: Mapping[str, Endpoint], track: keras.Model) -> None:
+    archive = keras.export.ExportArchive()
+    archive.track(track)
+    for name, endpoint in endpoints.items():
+        archive.add_endpoint(name, endpoint.function, input_signature=[endpoint.signature])
+    archive.write_out(str(path), verbose=False)
+
+
+def _difference(output: np.ndarray, endpoint: Endpoint) -> float:
+    return float(np.max(np.abs(output.astype(np.float64) - endpoint.expected)))
+
+
+def _report(format: str, path: Path, endpoints: Mapping[str, Endpoint], difference: float) -> ExportReport:
+    report = ExportReport(
+        format=format,
+        path=str(path),
+        num_bytes=_num_bytes(path),
+        max_difference=difference,
+        num_examples=len(next(iter(endpoints.values())).example),
+        inputs={name: f"{e.signature.dtype.name} {e.signature.shape}" for name, e in endpoints.items()},
+    )
+    logger.info("%s", report)
+    return report
+
+
+def _num_bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def _imported(module: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"This export needs the package of `{module}`: {_INSTALL}") from error
+
+
+@contextlib.contextmanager
+def _fresh(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` when the block ends well."""
+    if path.is_dir() and any(path.iterdir()) and not (path / "saved_model.pb").exists():
+        raise ValueError(f"{path} is a directory with other files in it; nothing was overwritten. Choose another path.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        fresh = directory / path.name
+        yield fresh
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(fresh, path)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Converters warn about their own internals; nothing there is for the user to act upon."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
