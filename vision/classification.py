@@ -126,7 +126,7 @@ class ImageClassifier(Pipeline):
         """
         from vision.models.classifier import pretrained_network
 
-        preset = _load_preset(ref)
+        preset = _load_preset(ref, config_fields.get("image_size"))
         fields = {"image_size": preset.preprocessing.image_size, "resize": preset.preprocessing.resize, **config_fields}
         if labels is None and preset.head_labels:
             fields["labels"] = tuple(preset.head_labels)
@@ -443,12 +443,12 @@ def _sample_images(image_size: int) -> list[bytes]:
     return pictures
 
 
-def _load_preset(ref: str | Path) -> PretrainedClassifier:
+def _load_preset(ref: str | Path, image_size: int | None) -> PretrainedClassifier:
     from shared.pretrained import resolve
     from vision.models.backbones import load_pretrained_classifier
     from vision.presets import PRESETS
 
-    return load_pretrained_classifier(resolve(ref, PRESETS))
+    return load_pretrained_classifier(resolve(ref, PRESETS), image_size)
 
 
 def _training_loading(training: TrainingConfig) -> Loading:
