@@ -89,6 +89,13 @@ def main(command: TaskCommand, arguments: Sequence[str] | None = None) -> int:
     return outcome.code
 
 
+def run_script(function: Callable[[], None]) -> int:
+    """Run a script's main function with the exit codes and one-line errors of the task scripts; returns the code."""
+    with _mapped_errors() as outcome:
+        function()
+    return outcome.code
+
+
 # The verbs.
 
 

@@ -1,0 +1,1 @@
+"""Keras layers and networks for vision; nothing here reads a file or sees a config."""
