@@ -99,7 +99,8 @@ class CheckpointDirectory:
 
 
 def _numbered(arrays: Sequence[np.ndarray]) -> list[tuple[str, np.ndarray]]:
-    return [(f"{i:05d}", np.ascontiguousarray(array)) for i, array in enumerate(arrays)]
+    # Not `ascontiguousarray`: it would make vectors of scalars.
+    return [(f"{i:05d}", np.array(array, order="C")) for i, array in enumerate(arrays)]
 
 
 def pack(groups: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:

@@ -367,6 +367,8 @@ class InputPipeline:
                 yield result
 
     def _report(self, index: int, error: BadExampleError) -> None:
+        if self.loading.max_bad_share == 0:
+            raise error
         where, _, reason = str(error).partition(": ")
         self._bad[index] = BadRecord(where, reason or where)
         logger.warning("skipped example %d: %s", index, error)

@@ -75,13 +75,13 @@ class TrainStep:
         self.task = task
         self.optimizer = optimizer
         self.loss_sum = tf.Variable(0.0, trainable=False, dtype=tf.float32)
-        self.averages: list[tf.Variable] = []
         self._variables = list(task.model.trainable_variables)
         self._accumulation = config.accumulation_steps
         self._ema_decay = config.ema_decay
         self._sums = [tf.Variable(tf.zeros_like(v.value)) for v in self._variables] if self._accumulation > 1 else []
-        if self._ema_decay:
-            self.averages = [tf.Variable(v.value) for v in self._variables]
+        # Statistics of batch normalisation are averaged along with the weights that they belong to.
+        self.averaged = list(task.model.weights) if self._ema_decay else []
+        self.averages = [tf.Variable(v.value, trainable=False) for v in self.averaged]
         self.compile()
 
     def compile(self) -> None:
@@ -162,20 +162,18 @@ class TrainStep:
         # min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage(num_updates=).
         step = tf.cast(self.optimizer.iterations.value, tf.float32)
         decay = tf.minimum(self._ema_decay, (1.0 + step) / (10.0 + step))
-        for average, variable in zip(self.averages, self._variables, strict=True):
+        for average, variable in zip(self.averages, self.averaged, strict=True):
             average.assign_sub((average - variable.value) * tf.cast(1.0 - decay, average.dtype))
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """Put the averaged weights into the model for the duration of a `with` block."""
-        raw = [v.numpy() for v in self._variables] if self.averages else []
-        for variable, average in zip(self._variables, self.averages, strict=False):
-            variable.assign(average.numpy())
+        raw = [v.numpy() for v in self.averaged]
+        _assign(self.averaged, [average.numpy() for average in self.averages])
         try:
             yield
         finally:
-            for variable, value in zip(self._variables, raw, strict=False):
-                variable.assign(value)
+            _assign(self.averaged, raw)
 
 
 class _Run:
@@ -294,7 +292,7 @@ class _Run:
         if self.best_weights is not None:
             _assign(self.task.model.variables, self.best_weights)
         elif self.train_step.averages:
-            _assign(self.train_step._variables, [average.numpy() for average in self.train_step.averages])
+            _assign(self.train_step.averaged, [average.numpy() for average in self.train_step.averages])
         return History(
             records=tuple(self.records),
             best_epoch=self.best_epoch,
