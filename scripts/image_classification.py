@@ -31,7 +31,8 @@ def details(metrics: Any, pictures: Path | None) -> Sequence[str]:
     width = max([5, *(len(row["label"]) for row in table)])
     lines = [f"{'class':{width}s}  precision  recall      f1  support"]
     lines += [
-        f"{r['label']:{width}s}  {r['precision']:9.4f}  {r['recall']:6.4f}  {r['f1']:6.4f}  {r['support']:7d}" for r in table
+        f"{r['label']:{width}s}  {r['precision']:9.4f}  {r['recall']:6.4f}  {r['f1']:6.4f}  {r['support']:7d}"
+        for r in table
     ]
     if pictures is not None and "confusion_matrix" in metrics.details:
         lines.append(f"confusion matrix drawn in {_draw(metrics, [row['label'] for row in table], pictures)}")
@@ -59,7 +60,17 @@ COMMAND = TaskCommand(
     common=(
         *("labels", "image_size", "channels", "width", "depth", "dropout", "multi_label", "class_weights"),
         *("rand_augment", "erasing", "mixup", "cutmix", "epochs", "batch_size", "optimizer", "learning_rate"),
-        *("schedule", "warmup", "weight_decay", "ema_decay", "label_smoothing", "freeze_epochs", "layer_decay"),
+        *(
+            "schedule",
+            "warmup",
+            "weight_decay",
+            "ema_decay",
+            "label_smoothing",
+            "freeze_epochs",
+            "freeze_groups",
+            "freeze_norms",
+            "layer_decay",
+        ),
         *("patience", "precision", "devices", "xla", "deterministic"),
     ),
     details=details,

@@ -45,9 +45,7 @@ def vision_panel(output: Path) -> PanelResult:
     digits = load_digits()
     images = list((digits.images * 255 / 16).astype(np.uint8))
     labels = [str(number) for number in digits.target]
-    train_x, test_x, train_y, test_y = train_test_split(
-        images, labels, test_size=0.2, random_state=0, stratify=labels
-    )
+    train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=0.2, random_state=0, stratify=labels)
     config = ImageClassifierConfig(image_size=16, channels=1, width=16, flip=False)
     classifier = ImageClassifier(config)
     training = TrainingConfig(epochs=12, batch_size=64, learning_rate=0.01, label_smoothing=0.05)
@@ -122,7 +120,14 @@ def _draw_bars(sheet: Any, corner: tuple[int, int], width: int, answer: Any, tru
         cv2.putText(sheet, label, (x, y + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (40, 40, 40), 1, cv2.LINE_AA)
         if wrong and line == 0:
             cv2.putText(
-                sheet, f"({true_label})", (x + width - 24, y + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (40, 40, 40), 1, cv2.LINE_AA
+                sheet,
+                f"({true_label})",
+                (x + width - 24, y + 12),
+                cv2.FONT_HERSHEY_SIMPLEX,
+                0.45,
+                (40, 40, 40),
+                1,
+                cv2.LINE_AA,
             )
 
 
@@ -138,7 +143,9 @@ def print_table(results: Sequence[PanelResult]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run every panel that exists."""
     parser = argparse.ArgumentParser(description="One small pipeline per domain, trained, scored, saved and reloaded.")
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="where pictures and pipelines go (default: demo)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo"), help="where pictures and pipelines go (default: demo)"
+    )
     output = parser.parse_args(arguments).output
     output.mkdir(parents=True, exist_ok=True)
     RuntimeConfig().apply()

@@ -68,7 +68,9 @@ def load_manifest(path: Path, task: str | None = None) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
         raise ValueError(f"{path} has schema version {version!r}; this version of Triptych reads {SCHEMA_VERSION}.")
     if task is not None and manifest.get("task") != task:
-        raise ValueError(f"{path} holds a pipeline for {manifest.get('task')!r}, not for {task!r}. Load it with the class for that task.")
+        raise ValueError(
+            f"{path} holds a pipeline for {manifest.get('task')!r}, not for {task!r}. Load it with that task's class."
+        )
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise ValueError(f"{path / MANIFEST} is damaged: it has no table of files.")
@@ -135,7 +137,9 @@ def _check_target(path: Path) -> None:
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise ValueError(f"{path} is not a directory. Choose another path to save to.")
     if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
-        raise ValueError(f"{path} holds other files and no saved pipeline; nothing was overwritten. Choose another path.")
+        raise ValueError(
+            f"{path} holds other files and no saved pipeline; nothing was overwritten. Choose another path."
+        )
 
 
 def _put_in_place(fresh: Path, path: Path) -> None:

@@ -196,12 +196,16 @@ class _Parser(argparse.ArgumentParser):
 
 def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"{command.name}.py", description=command.description, allow_abbrev=False)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{train,evaluate,predict,export}", parser_class=_Parser)
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="{train,evaluate,predict,export}", parser_class=_Parser
+    )
     add_verb = _verb_adder(verbs)
     train = add_verb("train", "train on examples and save the pipeline; --help-all shows every flag")
     train.add_argument("--train", required=True, metavar="PATH", help="training examples")
     train.add_argument("--validation", metavar="PATH", help="examples that choose the best weights")
-    train.add_argument("--preset", metavar="REF", help="pretrained start: a name, a directory, hf://... or kaggle://...")
+    train.add_argument(
+        "--preset", metavar="REF", help="pretrained start: a name, a directory, hf://... or kaggle://..."
+    )
     train.add_argument("--output", required=True, metavar="DIR", help="where the pipeline is saved")
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
     shown = None if show_all else command.common
@@ -289,7 +293,10 @@ def _parsing(annotation: Any) -> dict[str, Any]:
         return {"choices": arguments, "type": type(arguments[0]), "metavar": "|".join(map(str, arguments))}
     if origin is tuple:
         item = arguments[0]
-        return {"type": lambda text: tuple(item(part.strip()) for part in text.split(",") if part.strip()), "metavar": "A,B,..."}
+        return {
+            "type": lambda text: tuple(item(part.strip()) for part in text.split(",") if part.strip()),
+            "metavar": "A,B,...",
+        }
     if annotation in (int, float, str):
         return {"type": annotation, "metavar": {int: "N", float: "X", str: "TEXT"}[annotation]}
     raise TypeError(f"No flag can be made for a field that is {describe_type(annotation)}.")
@@ -305,7 +312,10 @@ def _shown_default(default: Any) -> str:
 
 def given_flags(config_class: type[Config], options: argparse.Namespace) -> dict[str, Any]:
     """The fields of a config that the user gave a flag for."""
-    values = {field.name: getattr(options, _destination(config_class, field.name), _NOT_GIVEN) for field in fields(config_class)}
+    values = {
+        field.name: getattr(options, _destination(config_class, field.name), _NOT_GIVEN)
+        for field in fields(config_class)
+    }
     return {name: value for name, value in values.items() if value is not _NOT_GIVEN}
 
 

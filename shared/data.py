@@ -60,8 +60,8 @@ class Examples:
     `bad_records` are those that the reader left out.
     """
 
-    inputs: Sequence[Any]
-    targets: Sequence[Any]
+    inputs: Sequence[Any] | np.ndarray
+    targets: Sequence[Any] | np.ndarray
     bad_records: tuple[BadRecord, ...] = ()
 
     def __post_init__(self) -> None:
@@ -321,9 +321,7 @@ class InputPipeline:
             return np.arange(count)
         return self._generator(epoch, _ORDER_STREAM).permutation(count)
 
-    def _shuffled_stream(
-        self, items: Iterable[tuple[int, Any, Any]], epoch: int
-    ) -> Iterator[tuple[int, Any, Any]]:
+    def _shuffled_stream(self, items: Iterable[tuple[int, Any, Any]], epoch: int) -> Iterator[tuple[int, Any, Any]]:
         """Shuffle through a buffer: each arriving item takes the place of a random one, which leaves."""
         rng = self._generator(epoch, _ORDER_STREAM)
         buffer: list[tuple[int, Any, Any]] = []
@@ -337,9 +335,7 @@ class InputPipeline:
         for place in rng.permutation(len(buffer)):
             yield buffer[place]
 
-    def _prepare(
-        self, chunk: Sequence[tuple[int, Any, Any]], epoch: int
-    ) -> list[tuple[int, Arrays | BadExampleError]]:
+    def _prepare(self, chunk: Sequence[tuple[int, Any, Any]], epoch: int) -> list[tuple[int, Arrays | BadExampleError]]:
         prepared: list[tuple[int, Arrays | BadExampleError]] = []
         for index, example_input, target in chunk:
             try:

@@ -72,7 +72,9 @@ def find_learning_rate(
 
 def _sweep(task: TrainingTask, training: TrainingConfig, rates: np.ndarray) -> list[float]:
     with current_runtime().scope():
-        optimizer = build_optimizer(training, task.model.trainable_variables, float(rates[0]), rate_factors=task.rate_factors)
+        optimizer = build_optimizer(
+            training, task.model.trainable_variables, float(rates[0]), rate_factors=task.rate_factors
+        )
         step = TrainStep(task, optimizer, training.replace(accumulation_steps=1, ema_decay=0.0))
     losses: list[float] = []
     average = 0.0

@@ -22,15 +22,24 @@ from shared.training_config import TrainingConfig
 _ONE_CYCLE_START = 1 / 25
 
 
-class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     """Learning rate by step: warm-up, then a cosine, linear or constant course, or one cycle.
 
-    Warm-up rises linearly from 0 over `warmup_steps`. `one_cycle` rises by half a cosine from 1/25 of the peak and
-    falls by the other half. All end at `final_rate * peak` in step `total_steps`, except `constant`.
+    Warm-up rises linearly from 0 over `warmup_steps`, and again from `second_start`, where more variables join: their
+    moments in Adam start from nothing while its bias correction has long ended, so first steps would be too large.
+    `one_cycle` rises by half a cosine from 1/25 of the peak and falls by the other half. All end at
+    `final_rate * peak` in step `total_steps`, except `constant`.
     """
 
     def __init__(
-        self, name: str, *, peak: float, total_steps: int, warmup_steps: int, final_rate: float
+        self,
+        name: str,
+        *,
+        peak: float,
+        total_steps: int,
+        warmup_steps: int,
+        final_rate: float,
+        second_start: int = 0,
     ) -> None:
         super().__init__()
         self.name = name
@@ -38,12 +47,14 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore
         self.total_steps = total_steps
         self.warmup_steps = warmup_steps
         self.final_rate = final_rate
+        self.second_start = second_start
 
     def __call__(self, step: Any) -> Any:
         """Learning rate in `step` (from 0), a float32 scalar."""
         # Steps count from 1 here: the first update must not have a rate of 0.
         step = ops.cast(step, "float32") + 1.0
-        rise = ops.minimum(1.0, step / max(1.0, float(self.warmup_steps)))
+        since_start = ops.where(step > self.second_start, step - self.second_start, step)
+        rise = ops.minimum(1.0, since_start / max(1.0, float(self.warmup_steps)))
         left = max(1, self.total_steps - self.warmup_steps)
         progress = ops.clip((step - self.warmup_steps) / left, 0.0, 1.0)
         return self.peak * self._rise(rise) * self._fall(progress)
@@ -67,20 +78,20 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore
             "total_steps": self.total_steps,
             "warmup_steps": self.warmup_steps,
             "final_rate": self.final_rate,
+            "second_start": self.second_start,
         }
 
 
-
-
-
-def build_schedule(config: TrainingConfig, total_steps: int) -> Schedule:
-    """The schedule that `config` describes, stretched over `total_steps` optimizer steps."""
+def build_schedule(config: TrainingConfig, steps_per_epoch: int) -> Schedule:
+    """The schedule that `config` describes, stretched over all its epochs."""
+    total_steps = steps_per_epoch * config.epochs
     return Schedule(
         config.schedule,
         peak=config.learning_rate,
         total_steps=total_steps,
         warmup_steps=round(config.warmup * total_steps),
         final_rate=config.final_rate,
+        second_start=steps_per_epoch * config.freeze_epochs,
     )
 
 
@@ -103,7 +114,9 @@ def build_optimizer(
     optimizer.build(list(variables))
     factors = [1.0] * len(variables) if rate_factors is None else list(rate_factors)
     if len(factors) != len(variables):
-        raise ValueError(f"`rate_factors` must have one factor for each of {len(variables)} variables; received {len(factors)}.")
+        raise ValueError(
+            f"`rate_factors` must have one factor for each of {len(variables)} variables; received {len(factors)}."
+        )
     optimizer.rate_factors = factors
     optimizer.decays = [config.weight_decay if len(v.shape) > 1 else 0.0 for v in variables]
     if keras.config.dtype_policy().name == "mixed_float16":
@@ -131,7 +144,7 @@ def _create(config: TrainingConfig, schedule: Schedule | float) -> keras.optimiz
 def _per_variable(base: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
     """`base` with a learning-rate factor and a weight decay for each variable."""
 
-    class PerVariable(base):  # type: ignore[misc, valid-type]
+    class PerVariable(base):
         rate_factors: list[float]
         decays: list[float]
 

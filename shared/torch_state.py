@@ -155,7 +155,7 @@ def _open_legacy(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
 
 _MARK = object()
 _PUSH_ARGUMENT = frozenset(
-    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINSTRING SHORT_BINSTRING".split()
+    ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
 )
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,

@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -38,15 +38,16 @@ class TrainingTask:
 
     `loss(batch)` runs the model in training mode on a batch of tensors (the dictionary that `batches` yields, as
     tensors) and gives the mean loss, a scalar. `validate()` scores the model as it is, with `evaluate`'s own code.
-    `trunk` is what `freeze_epochs` keeps fixed. `rate_factors` has one factor on the learning rate for each of
-    `model.trainable_variables`. `fingerprint` identifies config and data: a state resumes only under an equal one.
+    `set_head_only(on)` switches between training the head alone, in the first `freeze_epochs`, and all that shall be
+    trained. `rate_factors` has one factor on the learning rate for each of the variables trained with it off.
+    `fingerprint` identifies config and data: a state resumes only under an equal one.
     """
 
     model: keras.Model
     loss: Callable[[dict[str, tf.Tensor]], tf.Tensor]
     batches: InputPipeline
     validate: Callable[[], Metrics] | None = None
-    trunk: keras.layers.Layer | None = None
+    set_head_only: Callable[[bool], None] | None = None
     rate_factors: Sequence[float] | None = None
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
@@ -214,9 +215,10 @@ class _Run:
 
     def _build(self) -> None:
         model = self.task.model
-        if self.task.trunk is not None:
-            self.task.trunk.trainable = True
-        schedule = build_schedule(self.config, self.steps_per_epoch * self.config.epochs)
+        self.head_only = False
+        if self.task.set_head_only is not None:
+            self.task.set_head_only(False)
+        schedule = build_schedule(self.config, self.steps_per_epoch)
         self.schedule = schedule
         with current_runtime().scope():
             self.optimizer = build_optimizer(
@@ -225,7 +227,7 @@ class _Run:
             self.train_step = TrainStep(self.task, self.optimizer, self.config)
 
     def _run_epoch(self) -> None:
-        self._set_frozen(self.epoch < self.config.freeze_epochs)
+        self._set_head_only(self.epoch < self.config.freeze_epochs)
         batches = self.task.batches
         self.epoch_started = time.monotonic()
         size = self.config.batch_size * current_runtime().num_replicas
@@ -288,7 +290,7 @@ class _Run:
             self.best_file = self.checkpoint.write_best(self.epoch + 1, self.best_weights)
 
     def _finish(self) -> History:
-        self._set_frozen(False)
+        self._set_head_only(False)
         if self.best_weights is not None:
             _assign(self.task.model.variables, self.best_weights)
         elif self.train_step.averages:
@@ -301,9 +303,10 @@ class _Run:
             bad_records=tuple(str(bad) for bad in self.task.batches.bad_records),
         )
 
-    def _set_frozen(self, frozen: bool) -> None:
-        if self.task.trunk is not None and self.task.trunk.trainable == frozen:
-            self.task.trunk.trainable = not frozen
+    def _set_head_only(self, on: bool) -> None:
+        if self.task.set_head_only is not None and self.head_only != on:
+            self.task.set_head_only(on)
+            self.head_only = on
             self.train_step.compile()
 
     def _mean_loss(self) -> float:
@@ -435,7 +438,7 @@ class _StopSignals:
         self._before = {}
 
 
-def _groups(batches: Iterator[Arrays], size: int) -> Iterator[list[Arrays]]:
+def _groups(batches: Iterator[Arrays], size: int) -> Generator[list[Arrays], None, None]:
     """Batches in groups of `size`, for one optimizer step each; the last group of an epoch may be shorter."""
     group: list[Arrays] = []
     try:
@@ -459,4 +462,6 @@ def _check_fingerprint(saved: dict[str, Any], present: dict[str, Any]) -> None:
     changed = [key for key in sorted(saved.keys() | present.keys()) if saved.get(key) != present.get(key)]
     if changed:
         listed = ", ".join(f"{key} (was {saved.get(key)!r}, is {present.get(key)!r})" for key in changed)
-        raise ValueError(f"The saved state belongs to another run; different: {listed}. Resume with the same data and options.")
+        raise ValueError(
+            f"The saved state belongs to another run; different: {listed}. Resume with the same data and options."
+        )

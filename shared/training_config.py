@@ -23,13 +23,25 @@ class TrainingConfig(Config):
     warmup: float = option(0.05, "share of all steps in which the learning rate rises", minimum=0.0, maximum=1.0)
     final_rate: float = option(0.0, "last learning rate, as a share of the highest", minimum=0.0, maximum=1.0)
     momentum: float = option(0.9, "momentum of sgd (Nesterov)", minimum=0.0, maximum=1.0)
-    weight_decay: float = option(0.01, "decoupled decay per unit of learning rate; biases and norms are spared", minimum=0.0)
+    weight_decay: float = option(
+        0.01, "decoupled decay per unit of learning rate; biases and norms are spared", minimum=0.0
+    )
     clip_norm: float = option(1.0, "largest global gradient norm; 0 switches clipping off", minimum=0.0)
     accumulation_steps: int = option(1, "batches whose gradients are averaged into one step", minimum=1)
-    ema_decay: float = option(0.0, "decay per step of averaged weights, used for validation and kept; 0 is off", minimum=0.0, maximum=1.0)
-    label_smoothing: float = option(0.0, "share of the target spread over all classes, where it applies", minimum=0.0, maximum=1.0)
+    ema_decay: float = option(
+        0.0, "decay per step of averaged weights, used for validation and kept; 0 is off", minimum=0.0, maximum=1.0
+    )
+    label_smoothing: float = option(
+        0.0, "share of the target spread over all classes, where it applies", minimum=0.0, maximum=1.0
+    )
     freeze_epochs: int = option(0, "first epochs that train the new head only (fine-tuning)", minimum=0)
-    layer_decay: float = option(1.0, "factor on the learning rate from each layer group to the one below", minimum=0.0, maximum=1.0)
+    freeze_groups: int = option(
+        0, "lowest of the six layer groups that stay as they are (fine-tuning)", minimum=0, maximum=6
+    )
+    freeze_norms: bool = option(False, "keep pretrained batch normalisation as it is (fine-tuning)")
+    layer_decay: float = option(
+        1.0, "factor on the learning rate from each layer group to the one below", minimum=0.0, maximum=1.0
+    )
     patience: int = option(0, "epochs without a better first metric before training stops; 0 is off", minimum=0)
     checkpoint_minutes: float = option(10.0, "minutes between saved training states; 0 is off", minimum=0.0, unit="min")
     checkpoint_steps: int = option(0, "steps between saved training states; 0 is off", minimum=0)

@@ -38,7 +38,9 @@ class Vocabulary:
         self.kind: type = int if self._entries and isinstance(self._entries[0], int) else str
         for entry in self._entries:
             if not isinstance(entry, self.kind) or isinstance(entry, bool):
-                raise TypeError(f"Entries must be all strings or all integers; received {entry!r} among {self.kind.__name__}.")
+                raise TypeError(
+                    f"Entries must be all strings or all integers; received {entry!r} among {self.kind.__name__}."
+                )
         self._numbers = {entry: number for number, entry in enumerate(self._entries)}
         if len(self._numbers) != len(self._entries):
             twice = [entry for entry, count in Counter(self._entries).items() if count > 1]

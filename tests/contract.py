@@ -235,7 +235,8 @@ class PipelineContract:
         resumed.fit(self.data(), self.data(), training=training, checkpoint=tmp_path / "state", resume=True)
         for mine, unbroken in zip(resumed.model.get_weights(), fitted.model.get_weights(), strict=True):
             np.testing.assert_array_equal(mine, unbroken)
-        assert resumed.history is not None and fitted.history is not None
+        assert resumed.history is not None
+        assert fitted.history is not None
         assert resumed.history.losses == fitted.history.losses
 
 

@@ -40,10 +40,10 @@ class Crop:
         # Averaging 2x2 blocks first is the cheap part of antialiasing; linear sampling does the rest.
         while min(region.shape[:2]) >= 2 * size:
             region = cv2.resize(region, (region.shape[1] // 2, region.shape[0] // 2), interpolation=cv2.INTER_AREA)
-        resized = cv2.resize(region, (size, size), interpolation=cv2.INTER_LINEAR)
+        resized: np.ndarray = cv2.resize(region, (size, size), interpolation=cv2.INTER_LINEAR)
         if self.mirror:
             resized = cv2.flip(resized, 1)
-        return resized if resized.ndim == 3 else resized[..., None]
+        return resized.reshape(size, size, -1)
 
 
 def random_resized_crop(
@@ -71,7 +71,8 @@ def shifted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     columns = np.abs(np.arange(left - reach, left - reach + image.shape[1]))
     rows = np.minimum(rows, 2 * (size - 1) - rows)
     columns = np.minimum(columns, 2 * (image.shape[1] - 1) - columns)
-    return image[rows[:, None], columns]
+    moved: np.ndarray = image[rows[:, None], columns]
+    return moved
 
 
 def erased(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -136,7 +137,9 @@ def mixup(
     """
     share = float(rng.beta(alpha, alpha))
     order = rng.permutation(len(images))
-    blended = cv2.addWeighted(images.reshape(len(images), -1), share, images[order].reshape(len(images), -1), 1 - share, 0)
+    blended = cv2.addWeighted(
+        images.reshape(len(images), -1), share, images[order].reshape(len(images), -1), 1 - share, 0
+    )
     mixed = share * targets + (1 - share) * targets[order]
     return blended.reshape(images.shape), mixed.astype(np.float32)
 
@@ -172,12 +175,17 @@ def rand_augment(image: np.ndarray, rng: np.random.Generator, *, num_ops: int, m
     return image
 
 
+def _pixels(values: Any, like: np.ndarray) -> np.ndarray:
+    """What an OpenCV function gave, with the shape of `like`: OpenCV drops a channel axis of 1."""
+    return np.reshape(values, like.shape)
+
+
 def _warped(image: np.ndarray, matrix: Any) -> np.ndarray:
     height, width = image.shape[:2]
     grey = (_GREY,) * 4
     flags = cv2.INTER_LINEAR
     warped = cv2.warpAffine(image, np.asarray(matrix, np.float64), (width, height), flags=flags, borderValue=grey)
-    return warped.reshape(image.shape)
+    return _pixels(warped, image)
 
 
 def _rotate(image: np.ndarray, strength: float) -> np.ndarray:
@@ -205,7 +213,7 @@ def _translate_y(image: np.ndarray, strength: float) -> np.ndarray:
 
 def _looked_up(image: np.ndarray, values: np.ndarray) -> np.ndarray:
     table = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    return cv2.LUT(image, table).reshape(image.shape)
+    return _pixels(cv2.LUT(image, table), image)
 
 
 _LEVELS = np.arange(256, dtype=np.float32)
@@ -227,7 +235,7 @@ def _posterize(image: np.ndarray, strength: float) -> np.ndarray:
 
 def _solarize(image: np.ndarray, strength: float) -> np.ndarray:
     threshold = 256 * (1 - abs(strength))
-    return _looked_up(image, np.where(_LEVELS < threshold, _LEVELS, 255 - _LEVELS))
+    return _looked_up(image, np.where(threshold > _LEVELS, _LEVELS, 255 - _LEVELS))
 
 
 def _auto_contrast(image: np.ndarray, strength: float) -> np.ndarray:
@@ -245,13 +253,13 @@ def _colour(image: np.ndarray, strength: float) -> np.ndarray:
         return image
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     share = 1 + 0.9 * strength
-    return cv2.addWeighted(image, share, grey, 1 - share, 0)
+    return _pixels(cv2.addWeighted(image, share, grey, 1 - share, 0), image)
 
 
 def _sharpness(image: np.ndarray, strength: float) -> np.ndarray:
-    smooth = cv2.blur(image, (3, 3)).reshape(image.shape)
+    smooth = _pixels(cv2.blur(image, (3, 3)), image)
     share = 1 + 0.9 * strength
-    return cv2.addWeighted(image, share, smooth, 1 - share, 0).reshape(image.shape)
+    return _pixels(cv2.addWeighted(image, share, smooth, 1 - share, 0), image)
 
 
 def _identity(image: np.ndarray, strength: float) -> np.ndarray:

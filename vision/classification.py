@@ -51,8 +51,12 @@ class ImageClassifierConfig(Config):
     multi_label: bool = option(False, "an image may have any number of classes")
     threshold: float = option(0.5, "probability from which a class is assigned (multi-label)", minimum=0.0, maximum=1.0)
     class_weights: Literal["none", "balanced"] = option("none", "balanced: rare classes weigh more in the loss")
-    crop: Literal["auto", "none", "shift", "resized"] = option("auto", "random crop; auto: shift below 64 px, else resized")
-    crop_scale: float = option(0.35, "smallest area of a resized crop, as a share of the image", minimum=0.01, maximum=1.0)
+    crop: Literal["auto", "none", "shift", "resized"] = option(
+        "auto", "random crop; auto: shift below 64 px, else resized"
+    )
+    crop_scale: float = option(
+        0.35, "smallest area of a resized crop, as a share of the image", minimum=0.01, maximum=1.0
+    )
     flip: bool = option(True, "mirror half of the training images left to right")
     rand_augment: int = option(0, "operations of RandAugment per image; 0 is off", minimum=0)
     rand_augment_magnitude: int = option(9, "strength of RandAugment, 0 to 30", minimum=0, maximum=30)
@@ -174,7 +178,9 @@ class ImageClassifier(Pipeline):
         """
         self._require_fitted("predict")
         if isinstance(inputs, str | bytes | Path):
-            raise TypeError(f"`inputs` must be a list of images; received one {type(inputs).__name__}. Put it in a list.")
+            raise TypeError(
+                f"`inputs` must be a list of images; received one {type(inputs).__name__}. Put it in a list."
+            )
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1; received {top_k}.")
         if len(inputs) == 0:
@@ -195,6 +201,11 @@ class ImageClassifier(Pipeline):
         if self.labels is None:
             self.labels = _labels_of(source, multi_label=self.config.multi_label)
         network = self._ensure_network(len(self.labels))
+
+        def set_head_only(on: bool) -> None:
+            network.set_trainable(head_only=on, norms=not training.freeze_norms, first_group=training.freeze_groups)
+
+        set_head_only(False)
         loading = _training_loading(training)
         batches = InputPipeline(source, self._training_stages(), loading)
         return TrainingTask(
@@ -202,7 +213,7 @@ class ImageClassifier(Pipeline):
             loss=self._loss(training, self._class_weights(source)),
             batches=batches,
             validate=validate,
-            trunk=network.trunk if training.freeze_epochs else None,
+            set_head_only=set_head_only,
             rate_factors=network.rate_factors(training.layer_decay),
             fingerprint={**self.config.to_dict(), "labels": list(self.labels), "num_examples": batches.num_examples},
         )
@@ -236,11 +247,14 @@ class ImageClassifier(Pipeline):
     def _encode_for_training(self, image: Any, target: Any) -> Arrays:
         if self._crop == "resized":
             # The random crop takes its pixels from the full image.
-            return {"images": _with_channels(decode_image(image), self.config.channels), "targets": self._target(target)}
+            return {
+                "images": _with_channels(decode_image(image), self.config.channels),
+                "targets": self._target(target),
+            }
         return self._encode_for_evaluation(image, target)
 
     @property
-    def _crop(self) -> str:
+    def _crop(self) -> Literal["none", "shift", "resized"]:
         if self.config.crop != "auto":
             return self.config.crop
         return "shift" if self.config.image_size < 64 else "resized"
@@ -287,9 +301,7 @@ class ImageClassifier(Pipeline):
             return {**arrays, "images": augmentation(arrays["images"], rng)}
 
         mixing = config.mixup > 0 or config.cutmix > 0
-        return Stages(
-            encode=self._encode_for_training, augment=augment, augment_batch=self._mix if mixing else None
-        )
+        return Stages(encode=self._encode_for_training, augment=augment, augment_batch=self._mix if mixing else None)
 
     def _mix(self, batch: Arrays, rng: np.random.Generator) -> Arrays:
         assert self.labels is not None
@@ -327,7 +339,8 @@ class ImageClassifier(Pipeline):
         counts = np.zeros(len(self.labels))
         for target in _targets(source):
             counts += self._target(target) if self.config.multi_label else np.eye(len(counts))[self._target(target)]
-        return (counts.sum() / (len(counts) * np.maximum(counts, 1.0))).astype(np.float32)
+        weights: np.ndarray = counts.sum() / (len(counts) * np.maximum(counts, 1.0))
+        return weights.astype(np.float32)
 
     def _evaluation_batches(self, data: Any, *, cache_gib: float) -> InputPipeline:
         loading = Loading(batch_size=64, cache_bytes=int(cache_gib * _GIB))
@@ -404,9 +417,7 @@ class ImageClassifier(Pipeline):
         classifier = cls(config)
         classifier.labels = Vocabulary.load(directory / "labels.vocab.txt")
         preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
-        classifier._network = rebuilt_network(
-            manifest["architecture"], preprocessing, config, len(classifier.labels)
-        )
+        classifier._network = rebuilt_network(manifest["architecture"], preprocessing, config, len(classifier.labels))
         classifier.model.load_weights(directory / "model.weights.h5")
         classifier._trained = True
         return classifier
@@ -415,7 +426,8 @@ class ImageClassifier(Pipeline):
         from shared.export import export_litert, export_onnx, export_saved_model
         from vision.models.classifier import float32_twin, serving_endpoints
 
-        assert self._network is not None and self.labels is not None
+        assert self._network is not None
+        assert self.labels is not None
         model = float32_twin(self._network, self.config, len(self.labels))
         encoded = _sample_images(self.config.image_size)
         endpoints = serving_endpoints(
@@ -433,7 +445,7 @@ class ImageClassifier(Pipeline):
 
 
 def _sample_images(image_size: int) -> list[bytes]:
-    """A few encoded pictures of other shapes than the model's, to compare an export on: smooth colours, JPEG and PNG."""
+    """A few encoded pictures, of another shape than the model's, to compare an export on."""
     rng = np.random.default_rng(0)
     pictures = []
     for shape, suffix in (((3, 4), ".jpg"), ((5, 3), ".jpg"), ((4, 4), ".png")):
@@ -472,7 +484,9 @@ def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
 def _label_set(target: Any) -> tuple[Any, ...]:
     if isinstance(target, tuple | list):
         return tuple(target)
-    raise TypeError(f"A multi-label target is a tuple of labels or a 0/1 array with one entry per class; received {target!r}.")
+    raise TypeError(
+        f"A multi-label target is a tuple of labels or a 0/1 array with one entry per class; received {target!r}."
+    )
 
 
 def _targets(source: Source) -> Iterator[Any]:

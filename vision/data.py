@@ -148,7 +148,9 @@ def _column(file: Path, present: Sequence[str], wanted: str | None, usual: Seque
     for name in candidates:
         if name in present:
             return name
-    raise ValueError(f"{file} has no column {' or '.join(candidates)}; its header line has {', '.join(present) or 'nothing'}.")
+    raise ValueError(
+        f"{file} has no column {' or '.join(candidates)}; its header line has {', '.join(present) or 'nothing'}."
+    )
 
 
 def _reason_to_skip(image_file: Path, image: str, label: str, *, many: bool) -> str | None:
@@ -166,7 +168,11 @@ def _split(label: str, separator: str) -> tuple[str, ...]:
 
 
 def read_idx(
-    path: str | Path, labels_path: str | Path | None = None, *, split: str = "train", labels: Sequence[str] | None = None
+    path: str | Path,
+    labels_path: str | Path | None = None,
+    *,
+    split: str = "train",
+    labels: Sequence[str] | None = None,
 ) -> Examples:
     """Examples of the IDX format of MNIST, plain or gzipped: uint8 images (H, W, 1) and class names.
 
@@ -190,7 +196,9 @@ def read_idx(
     images = _read_idx_file(image_file, _IDX_IMAGES)[..., None]
     numbers = _read_idx_file(label_file, _IDX_LABELS)
     if len(images) != len(numbers):
-        raise ValueError(f"{image_file} has {len(images)} images and {label_file} {len(numbers)} labels; they must be equal.")
+        raise ValueError(
+            f"{image_file} has {len(images)} images and {label_file} {len(numbers)} labels; they must be equal."
+        )
     names = [str(number) for number in range(int(numbers.max(initial=0)) + 1)] if labels is None else list(labels)
     if numbers.size and int(numbers.max()) >= len(names):
         raise ValueError(f"{label_file} has class {int(numbers.max())}, but only {len(names)} `labels` are given.")
@@ -229,8 +237,9 @@ def _read_idx_file(file: Path, magic: int) -> np.ndarray:
 def _existing(path: Path, *, directory: bool) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"There is nothing at {path}. Check the path.")
+    kinds = {True: "a directory", False: "a file"}
     if path.is_dir() != directory:
-        raise ValueError(f"{path} is {'a file' if directory else 'a directory'}; expected {'a directory' if directory else 'a file'}.")
+        raise ValueError(f"{path} is {kinds[not directory]}; expected {kinds[directory]}.")
     return path
 
 

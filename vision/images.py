@@ -120,7 +120,8 @@ def _decode_jpeg(data: bytes, name: str, header: ImageHeader) -> np.ndarray:
     # with grey. The end marker cannot occur within the compressed data, so its absence tells.
     if data.rfind(b"\xff\xd9", header.frame) < 0:
         raise BadExampleError(f"{name}: the JPEG data is truncated")
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:
         raise BadExampleError(f"{name}: the JPEG data is damaged")
     return pixels
@@ -161,7 +162,9 @@ def _from_array(array: np.ndarray) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
-        raise ValueError(f"An image array must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); received {array.shape}.")
+        raise ValueError(
+            f"An image array must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); received {array.shape}."
+        )
     if array.shape[-1] == 1:
         return np.repeat(array, 3, axis=-1)
     if array.shape[-1] == 4:

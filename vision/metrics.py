@@ -44,19 +44,21 @@ def multi_label_table(chosen: np.ndarray, targets: np.ndarray, labels: Sequence[
     return _rows(hits, predicted=chosen.sum(axis=0), actual=targets.sum(axis=0), labels=labels)
 
 
-def _rows(hits: np.ndarray, *, predicted: np.ndarray, actual: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+def _rows(
+    hits: np.ndarray, *, predicted: np.ndarray, actual: np.ndarray, labels: Sequence[str]
+) -> list[dict[str, Any]]:
     precision = hits / np.maximum(predicted, 1)
     recall = hits / np.maximum(actual, 1)
     f1 = 2 * hits / np.maximum(predicted + actual, 1)
-    columns = zip(labels, precision.tolist(), recall.tolist(), f1.tolist(), actual.tolist(), strict=True)
-    return [
-        {"label": label, "precision": p, "recall": r, "f1": f, "support": int(n)} for label, p, r, f, n in columns
-    ]
+    counts = (actual.astype(int).tolist(), predicted.astype(int).tolist())
+    columns = zip(labels, precision.tolist(), recall.tolist(), f1.tolist(), *counts, strict=True)
+    names = ("label", "precision", "recall", "f1", "support", "predicted")
+    return [dict(zip(names, row, strict=True)) for row in columns]
 
 
 def macro_f1(table: Sequence[dict[str, Any]]) -> float:
     """Mean F1 over the classes that occur, in the targets or in the predictions."""
-    occurring = [row["f1"] for row in table if row["support"] or row["precision"] or row.get("predicted")]
+    occurring = [row["f1"] for row in table if row["support"] or row["predicted"]]
     return float(np.mean(occurring)) if occurring else 0.0
 
 

@@ -48,7 +48,8 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The recipe in a dictionary made by `to_dict`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
 
 def prepare_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:

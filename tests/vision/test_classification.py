@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,9 @@ def test_tf_data_with_class_numbers_as_tfds_gives_them() -> None:
 
 
 def test_multi_label_gives_each_class_its_own_answer(tmp_path: Path) -> None:
-    images = [np.maximum(drawn("disc", i), drawn("bar", i)) if i % 3 == 0 else drawn(_SHAPES[i % 3], i) for i in range(60)]
+    images = [
+        np.maximum(drawn("disc", i), drawn("bar", i)) if i % 3 == 0 else drawn(_SHAPES[i % 3], i) for i in range(60)
+    ]
     targets = [("disc", "bar") if i % 3 == 0 else (_SHAPES[i % 3],) for i in range(60)]
     config = ImageClassifierConfig(image_size=16, width=8, crop="none", multi_label=True)
     classifier = ImageClassifier(config)
@@ -160,7 +163,7 @@ def test_bad_files_are_skipped_reported_and_limited(tmp_path: Path) -> None:
     assert len(history.bad_records) == 1
     assert "broken.jpg" in history.bad_records[0]
     strict = ImageClassifier(ImageClassifierConfig(image_size=16, width=4))
-    with pytest.raises(ValueError, match="broken.jpg: the JPEG data is truncated"):
+    with pytest.raises(ValueError, match=r"broken\.jpg: the JPEG data is truncated"):
         strict.fit(read_image_folder(tmp_path), training=TrainingConfig(epochs=1, batch_size=16, max_bad_share=0.0))
 
 
@@ -201,7 +204,7 @@ def test_saved_model_runs_in_plain_tensorflow(fitted: ImageClassifier, tmp_path:
         capture_output=True, text=True, cwd=tmp_path, timeout=300,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
-    served = eval(child.stdout.split("OUT ")[1])
+    served = json.loads(child.stdout.split("OUT ")[1])
     answer = fitted.predict([picture], top_k=3)[0]
     by_name = dict(zip(answer.labels, answer.probabilities, strict=True))
     assert fitted.labels is not None

@@ -58,7 +58,8 @@ def _efficientnet_lite(source: Source, image_size: int | None) -> PretrainedClas
     from vision.models.classifier import pooled_head
 
     record, directory = source.record, source.directory
-    assert record is not None and directory is not None
+    assert record is not None
+    assert directory is not None
     preprocessing = Preprocessing.from_dict(record["preprocessing"])
     trunk = build_trunk(record["architecture"], image_size or preprocessing.image_size)
     head = pooled_head(trunk.output_shape[-1], _NUM_IMAGENET_CLASSES, dropout=0.0)

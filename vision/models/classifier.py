@@ -48,10 +48,24 @@ class ClassifierNetwork:
             head = pooled_head(self.trunk.output_shape[-1], num_labels, dropout=config.dropout)
         return _composed(self.trunk, head, self.architecture | {"head": "pooled"}, self.preprocessing, config)
 
+    def set_trainable(self, *, head_only: bool, norms: bool, first_group: int) -> None:
+        """Say which layers of the trunk are trained; the head always is.
+
+        Args:
+            head_only: none of them.
+            norms: batch normalisation too; otherwise it keeps its scales and statistics.
+            first_group: the lowest of the layer groups that is trained.
+        """
+        for group, group_layers in enumerate(_layer_groups(self.trunk)):
+            for layer in group_layers:
+                is_norm = isinstance(layer, layers.BatchNormalization)
+                layer.trainable = not head_only and group >= first_group and (norms or not is_norm)
+
     def rate_factors(self, layer_decay: float) -> list[float]:
         """Factor on the learning rate of each trainable variable: 1 for the head, less for lower layers."""
         assert self.model is not None
-        depth = {id(v): group for group, vs in enumerate(_layer_groups(self.trunk)) for v in vs}
+        groups = enumerate(_layer_groups(self.trunk))
+        depth = {id(v): group for group, group_layers in groups for layer in group_layers for v in layer.variables}
         return [
             layer_decay ** (_NUM_LAYER_GROUPS - depth[id(v)]) if id(v) in depth else 1.0
             for v in self.model.trainable_variables
@@ -135,16 +149,18 @@ def _normalisation(preprocessing: Preprocessing) -> keras.layers.Layer:
     return layers.Rescaling((1 / std).tolist(), (-mean / std).tolist(), dtype="float32", name="normalisation")
 
 
-def _layer_groups(trunk: keras.Model) -> list[list[keras.Variable]]:
-    weighted = [layer for layer in _leaves(trunk) if layer.trainable_variables]
-    return [
-        [variable for layer in part for variable in layer.trainable_variables]
-        for part in np.array_split(np.asarray(weighted, dtype=object), _NUM_LAYER_GROUPS)
-    ]
+def _layer_groups(trunk: keras.Model) -> list[list[keras.layers.Layer]]:
+    weighted = [layer for layer in _leaves(trunk) if layer.variables]
+    return [list(part) for part in np.array_split(np.asarray(weighted, dtype=object), _NUM_LAYER_GROUPS)]
 
 
 def _leaves(model: keras.Model) -> list[keras.layers.Layer]:
-    return [layer for layer in model._flatten_layers(include_self=False) if not list(layer._flatten_layers(include_self=False))]
+    """Layers without layers of their own, in the order of the forward pass."""
+    return [
+        layer
+        for layer in model._flatten_layers(include_self=False)
+        if not any(layer._flatten_layers(include_self=False))
+    ]
 
 
 def classification_loss(
@@ -213,13 +229,19 @@ def float32_twin(network: ClassifierNetwork, config: ImageClassifierConfig, num_
         return network.model
     with float32_policy():
         twin = rebuilt_network(network.architecture, network.preprocessing, config, num_labels).model
-    assert twin is not None and network.model is not None
+    assert twin is not None
+    assert network.model is not None
     twin.set_weights(network.model.get_weights())
     return twin
 
 
 def serving_endpoints(
-    model: keras.Model, preprocessing: Preprocessing, *, multi_label: bool, encoded: Sequence[bytes], expected: np.ndarray
+    model: keras.Model,
+    preprocessing: Preprocessing,
+    *,
+    multi_label: bool,
+    encoded: Sequence[bytes],
+    expected: np.ndarray,
 ) -> dict[str, Endpoint]:
     """What a classifier serves: `serve` takes encoded images (B,), `serve_images` prepared ones (B, S, S, C) uint8.
 

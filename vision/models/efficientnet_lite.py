@@ -105,10 +105,8 @@ def load_torch_weights(trunk: keras.Model, head: keras.Model, state: Mapping[str
     from shared.pretrained import assign_weights
 
     weights = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    sources = _torch_names(trunk)
-    targets = {source: variable for source, variable in sources.items()}
     dense = head.get_layer("logits")
-    targets |= {"_fc.weight": dense.kernel, "_fc.bias": dense.bias}
+    targets = _torch_names(trunk) | {"_fc.weight": dense.kernel, "_fc.bias": dense.bias}
     assign_weights(targets, {name: _in_keras_order(name, value) for name, value in weights.items()})
 
 
