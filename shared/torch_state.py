@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,6 +36,19 @@ _STORAGE_TYPES: dict[str, Any] = {
     "torch ByteStorage": np.uint8,
     "torch BoolStorage": np.bool_,
 }
+# What a program in disorder runs into: operands that are missing, of the wrong kind, or beyond all bounds.
+_DAMAGE = (
+    struct.error,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    zipfile.BadZipFile,
+)
+_MAX_PROGRAM_BYTES = 64 << 20
 _TENSOR = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor")
 _PARAMETER = "torch._utils _rebuild_parameter"
 
@@ -69,16 +83,15 @@ def read_torch_state(path: str | Path) -> dict[str, np.ndarray]:
         ValueError: where it is no state dict, is damaged, or asks for more than tensors.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
+    with path.open("rb") as file:
+        try:
             is_zip = file.read(4) == _ZIP_MAGIC
             file.seek(0)
-            entries, read = _open_zip(path) if is_zip else _open_legacy(file)
-            return _arrays(entries, read)
-    except (struct.error, EOFError, IndexError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is a damaged or unknown PyTorch file ({type(error).__name__}: {error}).") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not read: {error}") from error
+            return _arrays(*(_open_zip(file) if is_zip else _open_legacy(file)))
+        except _DAMAGE as error:
+            raise ValueError(f"{path} is damaged, or no PyTorch file ({type(error).__name__}: {error}).") from error
+        except ValueError as error:
+            raise ValueError(f"{path} is not read: {error}") from error
 
 
 def _arrays(entries: Any, read: Callable[[_Storage], bytes]) -> dict[str, np.ndarray]:
@@ -86,15 +99,15 @@ def _arrays(entries: Any, read: Callable[[_Storage], bytes]) -> dict[str, np.nda
         raise ValueError(f"it holds a {type(entries).__name__}, expected a state dict.")
     if "state_dict" in entries and isinstance(entries["state_dict"], dict):
         entries = entries["state_dict"]
-    storages: dict[str, np.ndarray] = {}
+    storages: dict[_Storage, np.ndarray] = {}
     arrays = {}
     for name, tensor in entries.items():
         if not isinstance(tensor, _Tensor):
             raise ValueError(f"entry {name!r} is no tensor but {type(tensor).__name__}.")
-        key = tensor.storage.key
-        if key not in storages:
-            storages[key] = np.frombuffer(read(tensor.storage), tensor.storage.dtype)
-        arrays[str(name)] = _view(str(name), tensor, storages[key])
+        storage = tensor.storage
+        if storage not in storages:
+            storages[storage] = np.frombuffer(read(storage), storage.dtype)
+        arrays[str(name)] = _view(str(name), tensor, storages[storage])
     return arrays
 
 
@@ -102,7 +115,9 @@ def _view(name: str, tensor: _Tensor, values: np.ndarray) -> np.ndarray:
     if len(tensor.shape) != len(tensor.strides) or min((tensor.offset, *tensor.shape, *tensor.strides)) < 0:
         raise ValueError(f"tensor {name!r} has shape {tensor.shape} with strides {tensor.strides}.")
     last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
-    if math.prod(tensor.shape) and last >= len(values):
+    num_elements = math.prod(tensor.shape)
+    # More elements than data: a few bytes could otherwise claim all memory, by strides of 0.
+    if num_elements and (last >= len(values) or num_elements > len(values)):
         raise ValueError(f"tensor {name!r} reaches beyond its data.")
     strides = [stride * values.itemsize for stride in tensor.strides]
     return np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.shape, strides).copy()
@@ -111,43 +126,59 @@ def _view(name: str, tensor: _Tensor, values: np.ndarray) -> np.ndarray:
 # The two file formats.
 
 
-def _open_zip(path: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
-    archive = zipfile.ZipFile(path)
+def _open_zip(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
+    archive = zipfile.ZipFile(file)
     programs = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(programs) != 1:
         raise ValueError("it is a zip file, but not one that PyTorch wrote.")
     root = programs[0].removesuffix("data.pkl")
+    if f"{root}byteorder" in archive.namelist() and _stored(archive, f"{root}byteorder", 8) != b"little":
+        raise ValueError("it was written on a big-endian machine. Convert it to safetensors.")
 
     def read(storage: _Storage) -> bytes:
         expected = storage.num_elements * np.dtype(storage.dtype).itemsize
-        info = archive.getinfo(f"{root}data/{storage.key}")
-        # PyTorch stores without compression: a claimed size beyond the file's is a zip bomb.
-        if info.file_size != expected or info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"storage {storage.key} has {info.file_size} bytes, expected {expected}, uncompressed.")
-        return archive.read(info)
+        data = _stored(archive, f"{root}data/{storage.key}", expected)
+        if len(data) != expected:
+            raise ValueError(f"storage {storage.key} has {len(data)} bytes, expected {expected}.")
+        return data
 
-    return _run(io.BytesIO(archive.read(programs[0]))), read
+    return _run(io.BytesIO(_stored(archive, programs[0], _MAX_PROGRAM_BYTES))).value, read
+
+
+def _stored(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
+    """An entry's bytes. PyTorch stores without compression: anything else may be a zip bomb."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size > max_bytes:
+        raise ValueError(f"{name} has {info.file_size} bytes, expected at most {max_bytes}, uncompressed.")
+    return archive.read(info)
 
 
 def _open_legacy(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
-    if _run(file) != _LEGACY_MAGIC:
+    if _run(file).value != _LEGACY_MAGIC:
         raise ValueError("it does not begin as a PyTorch file.")
     _run(file), _run(file)  # protocol version, sizes of C types
-    entries = _run(file)
-    offsets: dict[str, int] = {}
-    sizes = {tensor.storage.key: tensor.storage for tensor in entries.values() if isinstance(tensor, _Tensor)}
-    for key in _run(file):
+    program = _run(file)
+    storages = {storage.key: storage for storage in program.storages}
+    data = {}
+    for key in _run(file).value:
         (count,) = struct.unpack("<q", file.read(8))
-        if key not in sizes or sizes[key].num_elements != count:
-            raise ValueError(f"storage {key} has {count} elements, which no tensor expects.")
-        offsets[key] = file.tell()
-        file.seek(count * np.dtype(sizes[key].dtype).itemsize, io.SEEK_CUR)
+        if not isinstance(key, str) or key not in storages or storages[key].num_elements != count:
+            raise ValueError(f"it has a block of {count} elements that no tensor expects.")
+        num_bytes = count * np.dtype(storages[key].dtype).itemsize
+        data[storages[key]] = (file.tell(), num_bytes)
+        if file.seek(num_bytes, io.SEEK_CUR) > _size(file):
+            raise EOFError(f"the data of storage {key} ends early")
 
     def read(storage: _Storage) -> bytes:
-        file.seek(offsets[storage.key])
-        return file.read(storage.num_elements * np.dtype(storage.dtype).itemsize)
+        start, num_bytes = data[storage]
+        file.seek(start)
+        return file.read(num_bytes)
 
-    return entries, read
+    return program.value, read
+
+
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
 
 
 # The interpreter.
@@ -169,12 +200,19 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-def _run(program: BinaryIO) -> Any:
-    """The value that a program leaves: built from dict, list, tuple, str, numbers, `_Name`, `_Storage`, `_Tensor`."""
+@dataclass(frozen=True)
+class _Result:
+    """What a program leaves: a value made of dict, list, tuple, str, numbers and `_Tensor`, and the storages named."""
+
+    value: Any
+    storages: list[_Storage]
+
+
+def _run(program: BinaryIO) -> _Result:
     machine = _Machine()
     for opcode, argument, _ in pickletools.genops(program):
         if opcode.name == "STOP":
-            return machine.stack.pop()
+            return _Result(machine.stack.pop(), machine.storages)
         machine.step(opcode.name, argument)
     raise EOFError("the program has no end")
 
@@ -183,6 +221,7 @@ class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.storages: list[_Storage] = []
 
     def step(self, name: str, argument: Any) -> None:
         stack = self.stack
@@ -212,10 +251,10 @@ class _Machine:
         stack = self.stack
         if name == "SETITEM":
             value, key = stack.pop(), stack.pop()
-            stack[-1][key] = value
+            _set_items(stack[-1], [key, value])
         elif name == "SETITEMS":
             items = self._since_mark()
-            stack[-1].update(_pairs(items))
+            _set_items(stack[-1], items)
         elif name == "APPEND":
             stack[-2].append(stack.pop())
         elif name == "APPENDS":
@@ -226,6 +265,7 @@ class _Machine:
             stack.pop()
         elif name == "BINPERSID":
             stack.append(_storage(stack.pop()))
+            self.storages.append(stack[-1])
         elif name == "REDUCE":
             arguments, function = stack.pop(), stack.pop()
             stack.append(_reduced(function, arguments))
@@ -239,15 +279,20 @@ class _Machine:
         return items[::-1]
 
 
-def _pairs(items: list[Any]) -> Iterable[tuple[Any, Any]]:
-    return zip(items[::2], items[1::2], strict=True)
+def _set_items(target: Any, items: list[Any]) -> None:
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        # Tuples are refused: hashing nested ones can take as long as a malicious file wants.
+        if not isinstance(key, str | int):
+            raise ValueError(f"a dictionary has a key of type {type(key).__name__}, expected names or numbers.")
+        target[key] = value
 
 
 def _storage(identity: Any) -> _Storage:
     match identity:
         case ("storage", _Name(name), str(key), _, int(count), *_) if name in _STORAGE_TYPES and count >= 0:
             return _Storage(_STORAGE_TYPES[name], key, count)
-    raise ValueError(f"the file refers to {identity!r}, expected the storage of a tensor.")
+    name = next((part.name for part in identity if isinstance(part, _Name)), None) if identity else None
+    raise ValueError(f"the file refers to data of type {name!r}, expected a storage of numbers.")
 
 
 def _reduced(function: Any, arguments: Any) -> Any:
