@@ -62,12 +62,19 @@ def find_learning_rate(
             variable.assign(value)
     if len(losses) < 3:
         raise ValueError(f"The loss is not finite at the lowest learning rate, {lowest:g}. Look for bad inputs first.")
-    slopes = np.gradient(np.asarray(losses), np.log(rates[: len(losses)]))
     return LearningRateSweep(
         rates=tuple(rates[: len(losses)].tolist()),
         losses=tuple(losses),
-        suggestion=float(rates[int(np.argmin(slopes))]),
+        suggestion=_steepest(rates[: len(losses)], losses),
     )
+
+
+def _steepest(rates: np.ndarray, losses: list[float]) -> float:
+    """The rate at which the loss falls fastest per step of log(rate)."""
+    slopes = np.gradient(np.asarray(losses), np.log(rates))
+    # Over its first steps the average follows single batches: their noise would pass for a slope.
+    settled = min(round(1 / (1 - _SMOOTHING)), len(losses) // 3)
+    return float(rates[settled + int(np.argmin(slopes[settled:]))])
 
 
 def _sweep(task: TrainingTask, training: TrainingConfig, rates: np.ndarray) -> list[float]:

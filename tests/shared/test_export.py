@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from shared.export import Endpoint, export_litert, export_onnx, export_saved_model
+
+INPUTS = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+
+
+def endpoint(model, *, off_by=0.0):
+    return Endpoint(
+        function=lambda x: model(x, training=False),
+        signature=tf.TensorSpec((None, 4), tf.float32, name="features"),
+        example=INPUTS,
+        expected=model(INPUTS).numpy() + off_by,
+    )
+
+
+def written(format, path, model, **options):
+    if format == "saved_model":
+        return export_saved_model(path, {"serve": endpoint(model, **options)}, track=model)
+    if format == "litert":
+        return export_litert(path, endpoint(model, **options), track=model)
+    return export_onnx(path, endpoint(model, **options))
+
+
+@pytest.mark.parametrize("format", ["saved_model", "litert", "onnx"])
+def test_the_report_says_what_was_written(tmp_path, model, format):
+    report = written(format, tmp_path / "new" / "export", model)
+    assert (tmp_path / "new" / "export").exists()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["export"]
+    assert report.format == format
+    assert report.max_difference < 1e-5
+    assert report.num_bytes > 100
+    assert report.num_examples == 3
+    assert list(report.inputs.values()) == ["float32 (None, 4)"]
+    assert "largest difference" in str(report)
+    assert report.to_dict()["path"] == str(tmp_path / "new" / "export")
+
+
+@pytest.mark.parametrize("format", ["saved_model", "litert", "onnx"])
+def test_a_difference_is_measured_not_assumed(tmp_path, model, format):
+    assert written(format, tmp_path / "export", model, off_by=0.25).max_difference == pytest.approx(0.25, abs=1e-5)
+
+
+def test_an_older_export_is_replaced(tmp_path, model):
+    written("saved_model", tmp_path / "export", model)
+    (tmp_path / "export" / "old").write_text("")
+    written("saved_model", tmp_path / "export", model)
+    assert not (tmp_path / "export" / "old").exists()
+
+
+@pytest.mark.parametrize("format", ["saved_model", "onnx"])
+def test_other_peoples_files_are_left_alone(tmp_path, model, format):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("")
+    with pytest.raises(ValueError, match="nothing was overwritten"):
+        written(format, tmp_path / "photos", model)
+    assert (tmp_path / "photos" / "cat.jpg").exists()
+
+
+@pytest.mark.parametrize(("format", "package"), [("litert", "ai_edge_litert.interpreter"), ("onnx", "tf2onnx")])
+def test_a_missing_package_is_named_before_anything_is_written(tmp_path, model, monkeypatch, format, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=r"pip install 'triptych\[export\]'"):
+        written(format, tmp_path / "export", model)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+import shared.runtime as runtime_module
+from shared.runtime import RuntimeConfig, current_runtime, float32_policy, seeded
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _put_back(monkeypatch):
+    monkeypatch.setattr(runtime_module, "_current", None)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("devices", ["gpu:9", "tpu", "cpu:0,cpu:7", "nonsense"])
+def test_a_device_that_is_not_there_is_named(devices):
+    with pytest.raises(ValueError, match=f"asks for '{devices}'; this machine has .*cpu:0"):
+        RuntimeConfig(devices=devices).apply()
+
+
+def test_nothing_applied_is_the_process_as_it_is():
+    runtime = current_runtime()
+    assert (runtime.precision, runtime.xla, runtime.strategy, runtime.num_replicas) == ("float32", False, None, 1)
+    with runtime.scope():
+        pass
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_precision_holds_for_models_built_afterwards(precision):
+    applied = RuntimeConfig(precision=precision, devices="cpu").apply()
+    assert applied is current_runtime()
+    assert keras.layers.Dense(1).dtype_policy.name == precision
+    with float32_policy():
+        assert keras.layers.Dense(1).dtype_policy.name == "float32"
+    assert keras.layers.Dense(1).dtype_policy.name == precision
+
+
+@pytest.mark.parametrize(("slower", "picked"), [("float32", "mixed_bfloat16"), ("mixed_bfloat16", "float32")])
+def test_auto_precision_picks_what_was_faster(monkeypatch, slower, picked):
+    def seconds(*, xla):
+        return 2.0 if keras.config.dtype_policy().name == slower else 1.0
+
+    monkeypatch.setattr(runtime_module, "_step_seconds", seconds)
+    assert RuntimeConfig(precision="auto", devices="cpu").apply().precision == picked
+    assert keras.config.dtype_policy().name == picked
+
+
+@pytest.mark.parametrize(("gain", "picked"), [(0.5, False), (1.02, False), (1.5, True)])
+def test_auto_xla_needs_a_clear_gain(monkeypatch, gain, picked):
+    monkeypatch.setattr(runtime_module, "_step_seconds", lambda *, xla: 1.0 / gain if xla else 1.0)
+    assert RuntimeConfig(xla="auto", devices="cpu").apply().xla is picked
+
+
+def test_a_step_is_really_timed():
+    assert 0 < runtime_module._step_seconds(xla=False, repeats=1) < 60
+
+
+def test_seeded_fixes_initial_weights_and_puts_the_state_back():
+    random.seed(5)
+    expected = random.random()
+    random.seed(5)
+    kernels = []
+    for seed in (1, 1, 2):
+        with seeded(seed):
+            layer = keras.layers.Dense(3)
+            layer.build((None, 2))
+        kernels.append(layer.kernel.numpy().tolist())
+    assert kernels[0] == kernels[1] != kernels[2]
+    assert random.random() == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "config", "expected"),
+    [({}, "", "1"), ({}, "onednn='off'", "0"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "", "0"),
+     ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "onednn='on'", "1")],
+)  # fmt: skip
+def test_the_environment_is_prepared_before_tensorflow(before, config, expected):
+    program = (
+        "import os, platform\nplatform.machine = lambda: 'x86_64'\n"
+        "from shared.runtime import RuntimeConfig\n"
+        f"RuntimeConfig({config}).prepare_environment()\nprint(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_")} | before | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert result.stdout.strip() == expected
+
+
+def test_a_choice_that_comes_too_late_is_said(caplog, monkeypatch):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    RuntimeConfig().prepare_environment()
+    assert caplog.text == ""
+    RuntimeConfig(onednn="off").prepare_environment()
+    assert "onednn=off has no effect" in caplog.text
