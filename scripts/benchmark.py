@@ -97,7 +97,8 @@ def _image_input_sides(directory: Path) -> dict[str, Callable[[], int]]:
     augmentation = Augmentation(image_size=224)
     stages = Stages(
         encode=lambda path, _: {"images": decode_image(path)},
-        augment=lambda arrays, rng: {"images": augmentation(arrays["images"], rng).astype(np.float32)},
+        augment=lambda arrays, rng: {"images": augmentation(arrays["images"], rng)},
+        collate=lambda group: {"images": np.stack([arrays["images"] for arrays in group], dtype=np.float32)},
     )
     pipeline = InputPipeline(examples, stages, Loading(batch_size=32, shuffle=True))
     threads = len(os.sched_getaffinity(0))

@@ -37,8 +37,9 @@ class Crop:
     def resized(self, image: np.ndarray, size: int) -> np.ndarray:
         """The rectangle's pixels (size, size, C), smoothly shrunk or enlarged."""
         region = image[self.top : self.top + self.height, self.left : self.left + self.width]
-        # Averaging 2x2 blocks first is the cheap part of antialiasing; linear sampling does the rest.
-        while min(region.shape[:2]) >= 2 * size:
+        # Linear sampling looks at 2x2 source pixels for each of its own: enough up to about 3 times smaller. Beyond,
+        # blocks are averaged first.
+        while min(region.shape[:2]) >= 3 * size:
             region = cv2.resize(region, (region.shape[1] // 2, region.shape[0] // 2), interpolation=cv2.INTER_AREA)
         resized: np.ndarray = cv2.resize(region, (size, size), interpolation=cv2.INTER_LINEAR)
         if self.mirror:
@@ -59,6 +60,11 @@ def random_resized_crop(
     top = int(draws[2] * (height - crop_height + 1))
     left = int(draws[3] * (width - crop_width + 1))
     return Crop(top, left, crop_height, crop_width, mirror=bool(mirror and draws[4] < 0.5))
+
+
+def smallest_useful_side(size: int, min_area: float) -> int:
+    """Short side in pixels of an image whose smallest `random_resized_crop` still need not be enlarged to `size`."""
+    return math.ceil(size / math.sqrt(min_area * _ASPECT[0]))
 
 
 def shifted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

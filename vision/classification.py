@@ -19,7 +19,7 @@ from shared.data import Arrays, Examples, InputPipeline, Loading, Source, Stages
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
 from shared.vocabulary import Vocabulary
 from vision import metrics as vision_metrics
-from vision.augmentation import Augmentation, cutmix, mixup
+from vision.augmentation import Augmentation, cutmix, mixup, smallest_useful_side
 from vision.images import decode_image
 from vision.preprocessing import Preprocessing, prepare_image
 
@@ -246,11 +246,10 @@ class ImageClassifier(Pipeline):
 
     def _encode_for_training(self, image: Any, target: Any) -> Arrays:
         if self._crop == "resized":
-            # The random crop takes its pixels from the full image.
-            return {
-                "images": _with_channels(decode_image(image), self.config.channels),
-                "targets": self._target(target),
-            }
+            # The random crop takes its pixels from the image as it is, or as small as the smallest crop can use.
+            min_side = smallest_useful_side(self.config.image_size, self.config.crop_scale)
+            pixels = _with_channels(decode_image(image, min_side=min_side), self.config.channels)
+            return {"images": pixels, "targets": self._target(target)}
         return self._encode_for_evaluation(image, target)
 
     @property
