@@ -10,6 +10,7 @@ therefore drawn from a generator keyed by (seed, epoch, example), never from a s
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 
-# Below this many examples one bad record is always tolerated up to the share, rounded up.
+# Examples of a dataset that are mixed at a time; those with random access are permuted as a whole.
 _SHUFFLE_BUFFER = 4096
 # Batches whose examples are sorted by length together; a wider window pads less and shuffles less.
 _BUCKET_WINDOW = 64
@@ -147,7 +148,7 @@ def _streamed(dataset: tf.data.Dataset, name: str) -> StreamedExamples:
 
 
 def _native(value: Any) -> Any:
-    """Scalars of a dataset as Python values: bytes as str where they are text, 0-d arrays as numbers."""
+    """Scalars of a dataset as Python numbers; anything else as it is (strings come as bytes)."""
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
     return value
@@ -175,6 +176,13 @@ class Stages:
     length: Callable[[Arrays], int] | None = None
 
 
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; elsewhere processes are not bound to cores
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loading:
     """How examples are loaded: resources and tolerance, never what the examples mean.
@@ -188,7 +196,7 @@ class Loading:
     seed: int = 0
     drop_remainder: bool = False
     cache_bytes: int = 0
-    num_threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    num_threads: int = field(default_factory=_num_cores)
     max_bad_share: float = 0.01
     prefetch: int = 2
 
@@ -226,16 +234,10 @@ class InputPipeline:
     @property
     def num_batches(self) -> int:
         """Batches in an epoch."""
-        batches = self.num_examples / self._batch_size
-        return math.floor(batches) if self.loading.drop_remainder else math.ceil(batches)
-
-    @property
-    def _batch_size(self) -> int:
-        # A set smaller than one batch is one batch: dropping it would leave nothing to train on.
+        batches = self.num_examples / self.loading.batch_size
         if not self.loading.drop_remainder:
-            return self.loading.batch_size
-        total = self.num_examples
-        return min(self.loading.batch_size, total) if total else self.loading.batch_size
+            return math.ceil(batches)
+        return max(1, math.floor(batches)) if self.num_examples else 0
 
     def state(self) -> dict[str, Any]:
         """What must be known to enter an epoch in the middle: the records found bad so far."""
@@ -254,7 +256,7 @@ class InputPipeline:
         return prefetch(self._batches(epoch, start_batch), self.loading.prefetch)
 
     def _batches(self, epoch: int, start_batch: int) -> Iterator[Arrays]:
-        size = self._batch_size
+        size = self.loading.batch_size
         if self.stages.length is None:
             groups = _chunks(self._encoded(epoch, start_batch * size), size)
             first = start_batch
@@ -262,7 +264,9 @@ class InputPipeline:
             groups = self._bucketed(epoch, size)
             first = 0
         for number, group in enumerate(groups, start=first):
-            if number < start_batch or (self.loading.drop_remainder and len(group) < size):
+            # A set smaller than one batch is one batch: dropping it would leave nothing to train on.
+            dropped = self.loading.drop_remainder and len(group) < size and number > 0
+            if number < start_batch or dropped:
                 continue
             yield self._collated(group, epoch, number)
 
@@ -310,11 +314,11 @@ class InputPipeline:
             for index in kept[skip:]:
                 yield (index, *self.source[index])
         else:
-            numbered = ((i, *pair) for i, pair in enumerate(self.source) if i not in self._bad)
+            numbered = ((i, *pair) for i, pair in enumerate(self.source))
             shuffled = self._shuffled_stream(numbered, epoch) if self.loading.shuffle else numbered
-            for position, item in enumerate(shuffled):
-                if position >= skip:
-                    yield item
+            # Left out after shuffling: the order of the others must not depend on which are known to be bad.
+            good = (item for item in shuffled if item[0] not in self._bad)
+            yield from itertools.islice(good, skip, None)
 
     def _order(self, epoch: int, count: int) -> np.ndarray:
         if not self.loading.shuffle:
@@ -368,7 +372,7 @@ class InputPipeline:
         where, _, reason = str(error).partition(": ")
         self._bad[index] = BadRecord(where, reason or where)
         logger.warning("skipped example %d: %s", index, error)
-        total = self._num_examples or (len(self.source) if isinstance(self.source, Examples) else index + 1)
+        total = self.num_examples + len(self._bad)
         allowed = math.ceil(self.loading.max_bad_share * total)
         if len(self._bad) > allowed:
             raise ValueError(

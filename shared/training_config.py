@@ -47,4 +47,4 @@ class TrainingConfig(Config):
     checkpoint_steps: int = option(0, "steps between saved training states; 0 is off", minimum=0)
     cache_gib: float = option(2.0, "memory for decoded examples", minimum=0.0, unit="GiB")
     max_bad_share: float = option(0.01, "share of unreadable examples that is tolerated", minimum=0.0, maximum=1.0)
-    seed: int = option(0, "seed of the data order and of augmentation", minimum=0)
+    seed: int = option(0, "seed of the data order and of augmentation", minimum=0, maximum=2**32 - 1)

@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from shared.data import (
+    Arrays,
+    BadExampleError,
+    BadRecord,
+    Examples,
+    InputPipeline,
+    Loading,
+    Stages,
+    StreamedExamples,
+    as_source,
+    prefetch,
+    stack,
+)
+
+COUNT = 41
+
+
+def encode(value: Any, target: Any) -> Arrays:
+    """An example is its number; those that end in 7 take longer, so that threads finish out of order."""
+    if value % 10 == 7:
+        time.sleep(0.002)
+    return {"x": np.asarray(value, np.int64), "y": np.asarray(target, np.int64)}
+
+
+def encode_most(value: Any, target: Any) -> Arrays:
+    if value in {3, 11, 30}:
+        raise BadExampleError(f"file-{value}: cannot be read")
+    return encode(value, target)
+
+
+def add_noise(arrays: Arrays, rng: np.random.Generator) -> Arrays:
+    return {**arrays, "noise": rng.random(2)}
+
+
+def add_batch_noise(batch: Arrays, rng: np.random.Generator) -> Arrays:
+    return {**batch, "batch_noise": rng.random(3)}
+
+
+RANDOM = Stages(encode=encode, augment=add_noise, augment_batch=add_batch_noise)
+BUCKETED = replace(RANDOM, length=lambda arrays: int(arrays["x"]) % 5)
+SHUFFLED = Loading(batch_size=4, shuffle=True, seed=1, num_threads=2)
+
+
+def numbers(count: int = COUNT) -> Examples:
+    return Examples(np.arange(count), np.arange(count) * 2)
+
+
+def dataset(count: int = COUNT) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices((np.arange(count), np.arange(count) * 2))
+
+
+def dataset_of_unknown_length() -> tf.data.Dataset:
+    return dataset(2 * COUNT).filter(lambda x, _: x < COUNT)
+
+
+def values(batches: Any) -> list[int]:
+    """The examples' numbers in the order in which they come."""
+    return [int(x) for batch in batches for x in batch["x"]]
+
+
+def assert_equal_batches(actual: list[Arrays], expected: list[Arrays]) -> None:
+    assert len(actual) == len(expected)
+    for left, right in zip(actual, expected, strict=True):
+        assert left.keys() == right.keys()
+        for key in left:
+            np.testing.assert_array_equal(left[key], right[key], err_msg=key)
+
+
+# Sources.
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (([], []), ValueError, "`train` has no examples"),
+        (Examples([], []), ValueError, "`train` has no examples"),
+        (([1], [1, 2]), ValueError, "1 inputs and 2 targets"),
+        (None, TypeError, "received NoneType"),
+        ([1, 2], TypeError, "received list"),
+        (([1], [2], [3]), TypeError, "received tuple"),
+        ((iter([1]), iter([2])), TypeError, "received tuple"),
+        (lambda: dataset(0), ValueError, "`train` has no examples"),
+        (lambda: dataset().repeat(), ValueError, "endless. Remove `.repeat"),
+        (lambda: dataset().map(lambda x, _: x), TypeError, "must yield pairs"),
+        (lambda: dataset().map(lambda x, y: {"x": x, "y": y}), TypeError, "must yield pairs"),
+        (lambda: dataset().map(lambda x, y: (x, y, y)), TypeError, "must yield pairs"),
+    ],
+)
+def test_what_is_no_data_is_refused(data, error, message):
+    with pytest.raises(error, match=message):
+        as_source(data() if callable(data) else data, name="train")
+
+
+def test_examples_by_index():
+    examples = Examples(["a", "b", "c"], [0, 1, 2], (BadRecord("x.txt, line 4", "empty"),))
+    assert (len(examples), examples[1]) == (3, ("b", 1))
+    taken = examples.take([2, 0])
+    assert (list(taken.inputs), list(taken.targets), taken.bad_records) == (["c", "a"], [2, 0], examples.bad_records)
+    assert str(examples.bad_records[0]) == "x.txt, line 4: empty"
+
+
+def test_a_dataset_gives_plain_values_again_and_again():
+    source = as_source(tf.data.Dataset.from_tensor_slices((["a", "b"], [1, 2])))
+    assert isinstance(source, StreamedExamples)
+    assert list(source) == list(source) == [(b"a", 1), (b"b", 2)]
+
+
+@pytest.mark.parametrize("make", [numbers, dataset, dataset_of_unknown_length])
+def test_counts(make):
+    pipeline = InputPipeline(make(), RANDOM, Loading(batch_size=4))
+    assert (pipeline.num_examples, pipeline.num_batches) == (41, 11)
+    assert len(list(pipeline.epoch())) == 11
+
+
+# Order and randomness.
+
+
+@pytest.mark.parametrize("make", [numbers, dataset])
+def test_without_shuffling_the_order_is_kept(make):
+    assert values(InputPipeline(make(), Stages(encode=encode), Loading(batch_size=4)).epoch()) == list(range(COUNT))
+
+
+@pytest.mark.parametrize("stages", [RANDOM, BUCKETED], ids=["plain", "bucketed"])
+@pytest.mark.parametrize("make", [numbers, dataset])
+def test_an_epoch_shuffles_and_loses_nothing(make, stages):
+    pipeline = InputPipeline(make(), stages, SHUFFLED)
+    first, second = values(pipeline.epoch(0)), values(pipeline.epoch(1))
+    assert sorted(first) == sorted(second) == list(range(COUNT))
+    assert list(range(COUNT)) != first != second
+    assert values(InputPipeline(make(), stages, replace(SHUFFLED, seed=2)).epoch(0)) != first
+
+
+@pytest.mark.parametrize("stages", [RANDOM, BUCKETED], ids=["plain", "bucketed"])
+def test_batches_do_not_depend_on_threads_cache_or_prefetching(stages):
+    expected = list(InputPipeline(numbers(), stages, replace(SHUFFLED, num_threads=1, prefetch=0)).epoch(3))
+    pipeline = InputPipeline(numbers(), stages, replace(SHUFFLED, num_threads=4, cache_bytes=1 << 20, prefetch=5))
+    for _ in range(2):
+        assert_equal_batches(list(pipeline.epoch(3)), expected)
+
+
+def test_noise_differs_by_example_batch_and_epoch():
+    pipeline = InputPipeline(numbers(), RANDOM, SHUFFLED)
+    batches = [*pipeline.epoch(0), *pipeline.epoch(1)]
+    noise = np.concatenate([batch["noise"] for batch in batches])
+    assert len(np.unique(noise)) == noise.size == 2 * 2 * COUNT
+    batch_noise = np.stack([batch["batch_noise"] for batch in batches])
+    assert len(np.unique(batch_noise)) == batch_noise.size
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_each_seed_that_a_config_accepts_works(seed):
+    assert len(values(InputPipeline(numbers(), RANDOM, replace(SHUFFLED, seed=seed)).epoch(2))) == COUNT
+
+
+def test_a_stream_longer_than_its_buffer_is_shuffled_whole(monkeypatch):
+    monkeypatch.setattr("shared.data._SHUFFLE_BUFFER", 8)
+    order = values(InputPipeline(dataset(), RANDOM, SHUFFLED).epoch())
+    assert sorted(order) == list(range(COUNT)) != order
+    # An example can stay long in the buffer, but cannot leave it before it came.
+    assert all(value <= position + 8 for position, value in enumerate(order))
+
+
+def test_buckets_hold_examples_of_like_length():
+    stages = Stages(encode=lambda x, y: {"x": np.zeros(x % 8)}, length=lambda arrays: len(arrays["x"]))
+    batches = list(InputPipeline(numbers(40), stages, Loading(batch_size=5, shuffle=True)).epoch())
+    widths = [batch["x"].shape[1] for batch in batches]  # `stack` refuses unequal lengths
+    assert sorted(widths) == list(range(8)) != widths
+
+
+# Entering an epoch in the middle.
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 10, 11])
+@pytest.mark.parametrize("stages", [RANDOM, BUCKETED], ids=["plain", "bucketed"])
+@pytest.mark.parametrize("make", [numbers, dataset, dataset_of_unknown_length])
+def test_entering_in_the_middle_equals_skipping(make, stages, start):
+    whole = list(InputPipeline(make(), stages, SHUFFLED).epoch(2))
+    assert_equal_batches(list(InputPipeline(make(), stages, SHUFFLED).epoch(2, start)), whole[start:])
+
+
+@pytest.mark.parametrize("after", [1, 4, 9])
+@pytest.mark.parametrize("stages", [RANDOM, BUCKETED], ids=["plain", "bucketed"])
+@pytest.mark.parametrize("make", [numbers, dataset_of_unknown_length])
+def test_bad_examples_do_not_shift_what_comes_after(make, stages, after):
+    stages = replace(stages, encode=encode_most)
+    tolerant = replace(SHUFFLED, max_bad_share=0.5)
+    unbroken = InputPipeline(make(), stages, tolerant)
+    expected = [list(unbroken.epoch(0)), list(unbroken.epoch(1))]
+
+    interrupted = InputPipeline(make(), stages, tolerant)
+    batches = interrupted.epoch(0)
+    for _ in range(after):
+        next(batches)
+    state = interrupted.state()
+    resumed = InputPipeline(make(), stages, tolerant)
+    resumed.restore(state)
+    assert_equal_batches(list(resumed.epoch(0, after)), expected[0][after:])
+    assert_equal_batches(list(resumed.epoch(1)), expected[1])
+    assert {bad.where for bad in resumed.bad_records} == {"file-3", "file-11", "file-30"}
+
+
+def test_examples_skipped_at_the_start_are_not_encoded():
+    seen: list[int] = []
+    stages = Stages(encode=lambda x, y: seen.append(x) or {"x": np.asarray(x)})
+    assert values(InputPipeline(numbers(), stages, Loading(batch_size=4)).epoch(0, 9)) == [36, 37, 38, 39, 40]
+    assert sorted(seen) == [36, 37, 38, 39, 40]
+
+
+# Bad examples.
+
+
+@pytest.mark.parametrize("make", [numbers, dataset])
+def test_bad_examples_are_skipped_and_reported(make, caplog):
+    pipeline = InputPipeline(make(), Stages(encode=encode_most), Loading(batch_size=4, max_bad_share=0.1))
+    assert pipeline.bad_records == ()
+    expected = [x for x in range(COUNT) if x not in {3, 11, 30}]
+    assert values(pipeline.epoch(0)) == values(pipeline.epoch(1)) == expected
+    reason = "cannot be read"
+    assert pipeline.bad_records == tuple(BadRecord(f"file-{x}", reason) for x in (3, 11, 30))
+    assert (pipeline.num_examples, pipeline.num_batches) == (38, 10)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"skipped example {x}: file-{x}: cannot be read" for x in (3, 11, 30)
+    ]  # once each, not in every epoch
+
+
+@pytest.mark.parametrize("make", [numbers, dataset, dataset_of_unknown_length])
+def test_too_many_bad_examples_end_an_epoch(make):
+    pipeline = InputPipeline(make(), Stages(encode=encode_most), Loading(max_bad_share=0.04))
+    with pytest.raises(ValueError, match=r"3 of 41 examples cannot be read, more than the 2 .* file-30"):
+        list(pipeline.epoch())
+
+
+@pytest.mark.parametrize("make", [numbers, dataset, dataset_of_unknown_length])
+def test_the_share_is_one_of_the_whole_set_wherever_the_bad_ones_stand(make):
+    def encode_tail(value: Any, target: Any) -> Arrays:
+        if value < 3:
+            raise BadExampleError(f"file-{value}: cannot be read")
+        return encode(value, target)
+
+    pipeline = InputPipeline(make(), Stages(encode=encode_tail), Loading(max_bad_share=0.06))
+    assert values(pipeline.epoch()) == list(range(3, COUNT))
+
+
+def test_no_tolerance_raises_the_first():
+    with pytest.raises(BadExampleError, match="file-3: cannot be read"):
+        list(InputPipeline(numbers(), Stages(encode=encode_most), Loading(max_bad_share=0.0)).epoch())
+
+
+def test_an_error_in_encode_surfaces():
+    stages = Stages(encode=lambda x, y: {"x": np.asarray([1, 2][x])})
+    batches = InputPipeline(numbers(), stages, Loading(batch_size=2, num_threads=3)).epoch()
+    assert next(batches)["x"].tolist() == [1, 2]
+    with pytest.raises(IndexError, match="out of range"):
+        next(batches)
+
+
+# Batches.
+
+
+@pytest.mark.parametrize("stages", [RANDOM, BUCKETED], ids=["plain", "bucketed"])
+@pytest.mark.parametrize(
+    ("count", "drop_remainder", "sizes"),
+    [(1, True, [1]), (3, True, [3]), (3, False, [3]), (4, True, [4]), (10, True, [4, 4]), (10, False, [4, 4, 2])],
+)
+def test_the_last_batch(count, drop_remainder, sizes, stages):
+    loading = replace(SHUFFLED, drop_remainder=drop_remainder)
+    pipeline = InputPipeline(numbers(count), stages, loading)
+    assert [len(batch["x"]) for batch in pipeline.epoch()] == sizes
+    assert pipeline.num_batches == len(sizes)
+
+
+def test_a_bad_example_in_a_set_smaller_than_a_batch():
+    loading = Loading(batch_size=64, drop_remainder=True, max_bad_share=0.1)
+    pipeline = InputPipeline(numbers(), Stages(encode=encode_most), loading)
+    assert [len(batch["x"]) for batch in pipeline.epoch()] == [38]
+
+
+def test_collate_may_be_the_tasks_own():
+    stages = Stages(encode=encode, collate=lambda group: {"x": stack(group)["x"][::-1]})
+    assert values(InputPipeline(numbers(4), stages, Loading(batch_size=2)).epoch()) == [1, 0, 3, 2]
+
+
+@pytest.mark.parametrize(("room", "kept"), [(0, 0), (15, 0), (16, 1), (16 * 10 + 3, 10), (1 << 20, COUNT)])
+def test_the_cache_keeps_to_its_bound(room, kept):
+    seen: list[int] = []
+
+    def counted(value: Any, target: Any) -> Arrays:
+        seen.append(value)
+        return encode(value, target)  # 16 bytes
+
+    pipeline = InputPipeline(numbers(), Stages(encode=counted), Loading(cache_bytes=room))
+    first = values(pipeline.epoch(0))
+    seen.clear()
+    assert values(pipeline.epoch(1)) == first
+    assert len(seen) == COUNT - kept
+
+
+# Background work.
+
+
+class Counted:
+    """A long sequence that counts how often it was read."""
+
+    reads = 0
+
+    def __len__(self) -> int:
+        return 100_000
+
+    def __getitem__(self, index: int) -> int:
+        self.reads += 1
+        return index
+
+
+def threads() -> int:
+    return threading.active_count()
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_reading_ahead_is_bounded(depth):
+    source = Counted()
+    loading = Loading(batch_size=4, num_threads=2, prefetch=depth)
+    batches = InputPipeline(Examples(source, source), Stages(encode=encode), loading).epoch()
+    next(batches)
+    time.sleep(0.2)
+    assert 4 <= source.reads / 2 <= 100
+    batches.close()
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_leaving_early_ends_the_threads(taken, depth):
+    before = threads()
+    loading = Loading(batch_size=4, num_threads=3, prefetch=depth)
+    batches = InputPipeline(numbers(2000), RANDOM, loading).epoch()
+    for _ in range(taken):
+        next(batches)
+    batches.close()
+    assert threads() == before
+
+
+def test_an_error_ends_the_threads_too():
+    before = threads()
+    stages = Stages(encode=lambda x, y: {"x": np.asarray(1 // (50 - int(x)))})
+    with pytest.raises(ZeroDivisionError):
+        list(InputPipeline(numbers(2000), stages, Loading(batch_size=4, num_threads=3)).epoch())
+    assert threads() == before
+
+
+@pytest.mark.parametrize("depth", [0, 1, 5])
+def test_prefetching_changes_nothing(depth):
+    assert list(prefetch(iter([]), depth)) == []
+    assert list(prefetch(iter([{"x": i} for i in range(10)]), depth)) == [{"x": i} for i in range(10)]
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_prefetched_errors_come_where_the_batch_would_have_come(depth):
+    def two_then_error():
+        yield {"x": 1}
+        yield {"x": 2}
+        raise RuntimeError("disk is gone")
+
+    batches = prefetch(two_then_error(), depth)
+    assert [next(batches), next(batches)] == [{"x": 1}, {"x": 2}]
+    with pytest.raises(RuntimeError, match="disk is gone"):
+        next(batches)
+
+
+def test_two_epochs_may_run_at_once():
+    pipeline = InputPipeline(numbers(), RANDOM, SHUFFLED)
+    expected = list(pipeline.epoch(0))
+    pairs = list(zip(pipeline.epoch(0), pipeline.epoch(0), strict=True))
+    assert_equal_batches([left for left, _ in pairs], expected)
+    assert_equal_batches([right for _, right in pairs], expected)
