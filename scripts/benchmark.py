@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import os
@@ -22,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from shared.cli import run_script
+from shared.cli import OneLineParser, run_script
 from shared.runtime import RuntimeConfig
 
 _NUM_IMAGES = 320
@@ -218,7 +217,7 @@ BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one benchmark and print its JSON."""
-    parser = argparse.ArgumentParser(description="Measure ours beside a peer, in turns; prints JSON.")
+    parser = OneLineParser(description="Measure ours beside a peer, in turns; prints JSON.")
     parser.add_argument("name", choices=sorted(BENCHMARKS), help="what to measure")
     parser.add_argument("--repeats", type=int, default=5, help="counted turns after one to warm up (default: 5)")
     parser.add_argument("--json", type=Path, help="write the JSON there too")

@@ -8,7 +8,6 @@ regression. Text and recommendation panels follow with their pipelines.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.cli import run_script
+from shared.cli import OneLineParser, run_script
 from shared.runtime import RuntimeConfig
 from shared.training_config import TrainingConfig
 
@@ -142,7 +141,7 @@ def print_table(results: Sequence[PanelResult]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run every panel that exists."""
-    parser = argparse.ArgumentParser(description="One small pipeline per domain, trained, scored, saved and reloaded.")
+    parser = OneLineParser(description="One small pipeline per domain, trained, scored, saved and reloaded.")
     parser.add_argument(
         "--output", type=Path, default=Path("demo"), help="where pictures and pipelines go (default: demo)"
     )

@@ -10,7 +10,6 @@ kept in docs/results.json, so the page can be rendered without running anything.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -27,7 +26,7 @@ from typing import Any
 
 from benchmark import BENCHMARKS, hardware
 
-from shared.cli import run_script
+from shared.cli import OneLineParser, run_script
 from shared.runtime import RuntimeConfig
 from shared.training_config import TrainingConfig
 
@@ -94,7 +93,7 @@ FLOWERS_SCRATCH_TRAINING: dict[str, Any] = {
 
 
 def flowers5() -> dict[str, Any]:
-    """EfficientNet-Lite0 fine-tuned on flowers5, three seeds."""
+    """EfficientNet-Lite0 fine-tuned on flowers5."""
     from vision import ImageClassifier
 
     runs = []
@@ -379,7 +378,7 @@ def run_experiment(name: str, records: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the named experiments, then render the page."""
-    parser = argparse.ArgumentParser(description="Run experiments and write docs/results.md.")
+    parser = OneLineParser(description="Run experiments and write docs/results.md.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(EXPERIMENTS)}; none: only render")
     parser.add_argument("--all", action="store_true", help="run every experiment")
     options = parser.parse_args(arguments)

@@ -187,7 +187,7 @@ _VERBS: dict[str, Callable[[TaskCommand, argparse.Namespace, RuntimeConfig], Non
 # Parsers.
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Errors in one line, with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
@@ -195,9 +195,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"{command.name}.py", description=command.description, allow_abbrev=False)
+    parser = OneLineParser(prog=f"{command.name}.py", description=command.description, allow_abbrev=False)
     verbs = parser.add_subparsers(
-        dest="verb", required=True, metavar="{train,evaluate,predict,export}", parser_class=_Parser
+        dest="verb", required=True, metavar="{train,evaluate,predict,export}", parser_class=OneLineParser
     )
     add_verb = _verb_adder(verbs)
     train = add_verb("train", "train on examples and save the pipeline; --help-all shows every flag")
