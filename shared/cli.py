@@ -188,9 +188,10 @@ _VERBS: dict[str, Callable[[TaskCommand, argparse.Namespace, RuntimeConfig], Non
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Errors in one line, with exit code 2."""
+    """An argument parser whose errors are one line, with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and exit."""
         self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
 
 
