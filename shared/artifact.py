@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -39,8 +40,7 @@ def save_artifact(path: Path, manifest: dict[str, Any], write: Callable[[Path], 
         ValueError: where `path` is something else than a saved pipeline or an empty directory.
     """
     path = Path(os.path.abspath(path))
-    _recover(path)
-    _check_target(path)
+    check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
@@ -71,10 +71,7 @@ def load_manifest(path: Path, task: str | None = None) -> dict[str, Any]:
         raise ValueError(
             f"{path} holds a pipeline for {manifest.get('task')!r}, not for {task!r}. Load it with that task's class."
         )
-    files = manifest.get("files")
-    if not isinstance(files, dict):
-        raise ValueError(f"{path / MANIFEST} is damaged: it has no table of files.")
-    for name, expected in files.items():
+    for name, expected in _listed_files(path, manifest).items():
         _verify(path, name, expected)
     return manifest
 
@@ -94,7 +91,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _verify(directory: Path, name: str, expected: dict[str, Any]) -> None:
+def _verify(directory: Path, name: str, expected: Any) -> None:
+    if not isinstance(expected, dict) or not expected.keys() >= {"bytes", "sha256"}:
+        raise ValueError(f"{directory / MANIFEST} is damaged: its entry for {name!r} is {expected!r}.")
     file = directory / name
     inside = not os.path.isabs(name) and file.resolve().is_relative_to(directory.resolve())
     if not inside or ".." in Path(name).parts:
@@ -133,13 +132,43 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check_target(path: Path) -> None:
+def check_target(path: Path) -> None:
+    """Refuse a path that `save_artifact` would refuse: worth asking before a long training.
+
+    Raises:
+        ValueError: where `path` is something else than a saved pipeline or an empty directory.
+    """
+    path = Path(os.path.abspath(path))
+    _recover(path)
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise ValueError(f"{path} is not a directory. Choose another path to save to.")
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+    if path.is_dir() and any(path.iterdir()):
+        _check_replaceable(path)
+
+
+def _check_replaceable(path: Path) -> None:
+    # Replacing deletes the old directory with all that is in it, and others call files `pipeline.json` too.
+    try:
+        listed = _listed_files(path, _read_manifest(path))
+    except (FileNotFoundError, ValueError) as error:
         raise ValueError(
             f"{path} holds other files and no saved pipeline; nothing was overwritten. Choose another path."
+        ) from error
+    present = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
+    foreign = sorted(present - {MANIFEST, *listed})
+    if foreign:
+        raise ValueError(
+            f"{path} holds files that are not of its saved pipeline ({', '.join(foreign[:3])}); nothing was "
+            "overwritten. Move them away, or choose another path."
         )
+
+
+def _listed_files(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The table of files in the `manifest` of `path`."""
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise ValueError(f"{path / MANIFEST} is damaged: it has no table of files.")
+    return files
 
 
 def _put_in_place(fresh: Path, path: Path) -> None:
@@ -147,11 +176,12 @@ def _put_in_place(fresh: Path, path: Path) -> None:
     if not path.exists():
         fresh.rename(path)
     elif not _exchange(fresh, path):
-        # Two renames: between them there is no `path`, and `_recover` puts the old version back.
+        # Two renames: between them there is no `path`, and `_recover` puts the old version back. The old version
+        # is deleted under the third name, which is never recovered: a kill can leave half of it.
         aside = _aside(path)
         path.rename(aside)
         fresh.rename(path)
-        shutil.rmtree(aside)
+        aside.rename(fresh)
     _sync(path.parent)
 
 
@@ -190,7 +220,7 @@ def _recover(path: Path) -> None:
 def _remove_leftovers(path: Path) -> None:
     if path.exists():
         shutil.rmtree(_aside(path), ignore_errors=True)
-    for leftover in path.parent.glob(f".{path.name}.new-*"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.new-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 

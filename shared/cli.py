@@ -20,6 +20,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+from shared.artifact import check_target
 from shared.config import Config, describe_type, field_types
 from shared.pipeline import ExportFormat, NotFittedError, Pipeline, TrainingInterrupted
 from shared.runtime import RuntimeConfig
@@ -101,6 +102,7 @@ def run_script(function: Callable[[], None]) -> int:
 
 def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
     output = Path(options.output)
+    check_target(output)
     training = config_from_flags(TrainingConfig, options)
     train = command.read(Path(options.train), "train")
     validation = None if options.validation is None else command.read(Path(options.validation), "test")
