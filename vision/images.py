@@ -26,8 +26,11 @@ MAX_PIXELS = 178_956_970
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
 
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xDA)})
+# EXIF data that begins later in a file is not looked at; it comes first by its standard.
+EXIF_REACH = 1 << 18
+
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xDA)})
 _ORIENTATION_TAG = 0x0112
 
 
@@ -99,6 +102,9 @@ def _read_file(path: Path) -> bytes:
         raise BadExampleError(f"{path}: is a directory, expected an image file") from error
     except PermissionError as error:
         raise BadExampleError(f"{path}: no permission to read it") from error
+    except (OSError, ValueError) as error:
+        # A name that is too long or holds a null character, a file where a directory is expected, a failing disk.
+        raise BadExampleError(f"{path}: cannot be read ({error})") from error
 
 
 def _decode(data: bytes, name: str, max_pixels: int, min_side: int | None) -> np.ndarray:
@@ -113,7 +119,7 @@ def _decode(data: bytes, name: str, max_pixels: int, min_side: int | None) -> np
             f"{name}: the header claims {header.width}x{header.height} pixels, more than the {max_pixels} allowed"
         )
     if header.format in ("webp", "tiff"):
-        return _decode_with_opencv(data, name)
+        return _decode_with_opencv(data, name, header)
     if header.format == "jpeg" and header.components != 4:
         return oriented(_decode_jpeg(data, name, header, min_side), header.orientation)
     return _decode_with_tensorflow(data, name, header)
@@ -153,13 +159,17 @@ def _decode_with_tensorflow(data: bytes, name: str, header: ImageHeader) -> np.n
     return oriented(pixels, header.orientation)
 
 
-def _decode_with_opencv(data: bytes, name: str) -> np.ndarray:
+def _decode_with_opencv(data: bytes, name: str, header: ImageHeader) -> np.ndarray:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise BadExampleError(f"{name}: the image data is truncated or damaged") from error
     if pixels is None:
         raise BadExampleError(f"{name}: the image data is truncated or damaged")
+    if header.format == "tiff" and pixels.dtype == np.uint8 and pixels.shape[2:] == (4,):
+        # libtiff has multiplied these colours by their alpha already.
+        white = 255 - pixels[..., 3:]
+        pixels = np.minimum(pixels[..., :3].astype(np.int16) + white, 255).astype(np.uint8)
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
     if pixels.dtype != np.uint8:
@@ -247,7 +257,7 @@ DECODERS = {"jpeg": _jpeg, "png": _png, "gif": _gif, "bmp": _bmp}
 
 
 def _jpeg_header(data: bytes) -> ImageHeader:
-    position, orientation = 2, 1
+    position, orientation = 2, None
     while True:
         while data[position] != 0xFF:
             position += 1
@@ -255,13 +265,14 @@ def _jpeg_header(data: bytes) -> ImageHeader:
             position += 1
         marker = data[position]
         position += 1
-        if marker in _JPEG_WITHOUT_LENGTH:
+        if marker in JPEG_WITHOUT_LENGTH:
             continue
         (length,) = struct.unpack_from(">H", data, position)
-        if marker in _JPEG_FRAMES:
+        if marker in JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", data, position + 3)
-            return ImageHeader("jpeg", width, height, orientation, data[position + 7], position)
-        if marker == 0xE1 and data[position + 2 : position + 8] == b"Exif\0\0":
+            return ImageHeader("jpeg", width, height, orientation or 1, data[position + 7], position)
+        first_exif = orientation is None and position - 2 < EXIF_REACH
+        if first_exif and marker == 0xE1 and data[position + 2 : position + 8] == b"Exif\0\0":
             orientation = _exif_orientation(data[position + 8 : position + length])
         position += length
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -111,6 +111,10 @@ def decode_and_prepare(data: tf.Tensor, preprocessing: Preprocessing) -> tf.Tens
     from vision.images import DECODERS
 
     first = tf.strings.substr(data, 0, 2)
+    known = tf.reduce_any(tf.equal(first, tf.constant([b"\xff\xd8", b"\x89P", b"GI", b"BM"])))
+    message = "Expected the bytes of a JPEG, PNG, GIF or BMP file; convert other images, such as WebP or TIFF, first."
+    with tf.control_dependencies([tf.debugging.Assert(known, [message], summarize=1)]):
+        data = tf.identity(data)
     decode = {name: functools.partial(decoder, data) for name, decoder in DECODERS.items()}
     pixels = tf.case(
         [
@@ -138,33 +142,43 @@ def _oriented(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 def _jpeg_orientation(data: tf.Tensor) -> tf.Tensor:
     """EXIF orientation of a JPEG as an int32 scalar; 1 where there is none.
 
-    Walks the segments as `vision.images` does, in a loop that any file ends: each round moves on by 2 bytes or more.
+    Walks the segments as `vision.images` does, in a loop that any file ends: each round moves on by a byte or more.
     """
     import tensorflow as tf
 
-    values = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, 1 << 18), tf.uint8), tf.int32)
+    from vision.images import EXIF_REACH, JPEG_FRAMES, JPEG_WITHOUT_LENGTH
+
+    # An EXIF segment that begins within reach may end one segment later.
+    values = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, EXIF_REACH + (1 << 16)), tf.uint8), tf.int32)
     values = tf.concat([values, tf.zeros(16, tf.int32)], 0)
     end = tf.size(values) - 16
 
     def is_exif(position: tf.Tensor) -> tf.Tensor:
         header = values[position : position + 10]
-        return tf.logical_and(
-            tf.equal(header[1], 0xE1), tf.reduce_all(tf.equal(header[4:10], [0x45, 0x78, 0x69, 0x66, 0, 0]))
-        )
+        begins = tf.logical_and(tf.equal(header[0], 0xFF), tf.equal(header[1], 0xE1))
+        named = tf.reduce_all(tf.equal(header[4:10], [0x45, 0x78, 0x69, 0x66, 0, 0]))
+        return tf.logical_and(begins, named)
+
+    def among(marker: tf.Tensor, markers: Collection[int]) -> tf.Tensor:
+        return tf.reduce_any(tf.equal(marker, tf.constant(sorted(markers), tf.int32)))
 
     def goes_on(position: tf.Tensor) -> tf.Tensor:
         marker = tf.gather(values, position + 1)
-        segment = tf.logical_and(position < end - 4, tf.equal(tf.gather(values, position), 0xFF))
-        scan = tf.logical_or(tf.equal(marker, 0xDA), tf.equal(marker, 0xD9))
-        return tf.logical_and(segment, tf.logical_not(tf.logical_or(scan, is_exif(position))))
+        frame = tf.logical_and(tf.equal(tf.gather(values, position), 0xFF), among(marker, JPEG_FRAMES))
+        within = position < tf.minimum(end - 4, EXIF_REACH)
+        return tf.logical_and(within, tf.logical_not(tf.logical_or(frame, is_exif(position))))
 
     def following(position: tf.Tensor) -> tuple[tf.Tensor]:
-        length = values[position + 2] * 256 + values[position + 3]
-        return (tf.minimum(position + 2 + tf.maximum(length, 2), end - 4),)
+        marker = tf.gather(values, position + 1)
+        # Between segments there may be fill bytes of 0xFF, and in damaged files other bytes.
+        between = tf.logical_or(tf.not_equal(tf.gather(values, position), 0xFF), tf.equal(marker, 0xFF))
+        length = tf.where(among(marker, JPEG_WITHOUT_LENGTH), 0, values[position + 2] * 256 + values[position + 3])
+        return (tf.minimum(position + tf.where(between, 1, 2 + length), end - 4),)
 
     start = tf.minimum(2, tf.maximum(end - 4, 0))
-    (position,) = tf.while_loop(goes_on, following, (start,), maximum_iterations=1024)
-    return tf.cond(is_exif(position), lambda: _tiff_orientation(values, position + 10), lambda: 1)
+    (position,) = tf.while_loop(goes_on, following, (start,), maximum_iterations=EXIF_REACH)
+    found = tf.logical_and(is_exif(position), position < EXIF_REACH)
+    return tf.cond(found, lambda: _tiff_orientation(values, position + 10), lambda: 1)
 
 
 def _tiff_orientation(values: tf.Tensor, base: tf.Tensor) -> tf.Tensor:
