@@ -1,6 +1,7 @@
 """The state of a training run on disk: written atomically, read back bit for bit.
 
-A checkpoint directory holds `state-<step>/` (arrays as safetensors, the rest as JSON) and `best-<epoch>.safetensors`.
+A checkpoint directory holds `state-<step>/` (arrays as safetensors, the rest as JSON) and `best-<epoch>.safetensors`;
+a second state of the same step is called `state-<step>.1/`.
 A state is written under another name and renamed when complete, so what carries the name is always whole.
 """
 
@@ -45,25 +46,22 @@ class CheckpointDirectory:
             return None
         directory = states[-1]
         values = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-        return TrainingState(_number(directory), load_file(directory / "arrays.safetensors"), values)
+        return TrainingState(_order(directory)[0], load_file(directory / "arrays.safetensors"), values)
 
     def write(self, state: TrainingState) -> None:
         """Add `state`, then remove those older than the newest two."""
         self.path.mkdir(parents=True, exist_ok=True)
-        target = self.path / f"{_STATE}{state.step:09d}"
+        target = self._free_name(state.step)
         partial = target.with_name(target.name + _PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         save_file(state.arrays, partial / "arrays.safetensors")
         (partial / "state.json").write_text(json.dumps(state.values), encoding="utf-8")
-        for file in partial.iterdir():
+        for file in (*partial.iterdir(), partial):
             _sync(file)
-        if target.exists():
-            # Only a state of the same step, so of the same content, can be in the way.
-            shutil.rmtree(target)
         partial.rename(target)
         _sync(self.path)
-        self._prune(keep_best=state.values.get("best_file"))
+        self._prune()
 
     def write_best(self, epoch: int, weights: Sequence[np.ndarray]) -> str:
         """Keep `weights` as the best so far, under a name of their own; returns the name.
@@ -86,13 +84,19 @@ class CheckpointDirectory:
     def _states(self) -> list[Path]:
         if not self.path.is_dir():
             return []
-        return sorted(p for p in self.path.glob(f"{_STATE}*") if not p.name.endswith(_PARTIAL))
+        return sorted((p for p in self.path.glob(f"{_STATE}*") if not p.name.endswith(_PARTIAL)), key=_order)
 
-    def _prune(self, keep_best: str | None) -> None:
+    def _free_name(self, step: int) -> Path:
+        """A name that sorts after those of earlier states: the end of an epoch is saved beside its last step."""
+        same_step = [again for number, again in map(_order, self._states()) if number == step]
+        return self.path / (f"{_STATE}{step:09d}" + (f".{same_step[-1] + 1}" if same_step else ""))
+
+    def _prune(self) -> None:
         states = self._states()
-        for old in states[:-_KEEP]:
+        for old in (*states[:-_KEEP], *self.path.glob(f"{_STATE}*{_PARTIAL}")):
             shutil.rmtree(old)
-        named = {json.loads((s / "state.json").read_text())["best_file"] for s in states[-_KEEP:]} | {keep_best}
+        values = [json.loads((s / "state.json").read_text(encoding="utf-8")) for s in states[-_KEEP:]]
+        named = {value.get("best_file") for value in values}
         for best in self.path.glob(f"{_BEST}*"):
             if best.name not in named:
                 best.unlink()
@@ -113,8 +117,10 @@ def unpack(arrays: Mapping[str, np.ndarray], group: str) -> list[np.ndarray]:
     return [arrays[key] for key in sorted(arrays) if key.startswith(f"{group}/")]
 
 
-def _number(directory: Path) -> int:
-    return int(directory.name.removeprefix(_STATE))
+def _order(directory: Path) -> tuple[int, int]:
+    """Step of a state, and how many states of that step were before it."""
+    step, _, again = directory.name.removeprefix(_STATE).partition(".")
+    return int(step), int(again or 0)
 
 
 def _sync(path: Path) -> None:
