@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def _read_idx_file(file: Path, magic: int) -> np.ndarray:
     if data[:2] == b"\x1f\x8b":
         try:
             data = gzip.decompress(data)
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{file} is a truncated or damaged gzip file.") from error
     dimensions = magic & 0xFF
     header = struct.Struct(f">{1 + dimensions}I")

@@ -15,15 +15,29 @@ def accuracy(probabilities: np.ndarray, targets: np.ndarray) -> float:
     Args:
         probabilities: (N, K).
         targets: class numbers (N,).
+
+    Raises:
+        ValueError: for no examples, whose accuracy nobody knows.
     """
+    _require_examples(targets)
     return float(np.mean(probabilities.argmax(axis=1) == targets))
 
 
 def top_k_accuracy(probabilities: np.ndarray, targets: np.ndarray, k: int) -> float:
-    """Share of examples whose target is among the k most probable classes; ties count against it."""
+    """Share of examples whose target is among the k most probable classes; ties count against it.
+
+    Raises:
+        ValueError: for no examples.
+    """
+    _require_examples(targets)
     own = np.take_along_axis(probabilities, targets[:, None], axis=1)
     at_least_as_probable = np.sum(probabilities >= own, axis=1)
     return float(np.mean(at_least_as_probable <= k))
+
+
+def _require_examples(targets: np.ndarray) -> None:
+    if len(targets) == 0:
+        raise ValueError("There are no examples to score: expected at least one target, received 0.")
 
 
 def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -63,29 +77,51 @@ def macro_f1(table: Sequence[dict[str, Any]]) -> float:
 
 
 def draw_confusion_matrix(matrix: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """The matrix as a picture, uint8 RGB: a darker cell is a larger share of its row; counts where they fit."""
+    """The matrix as a picture, uint8 RGB: a darker cell is a larger share of its row; counts where they fit.
+
+    Raises:
+        ValueError: for no labels, or another number of labels than rows and columns.
+    """
     count = len(labels)
-    cell = int(np.clip(640 // count, 8, 64))
-    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.45
-    names = [_shortened(label) for label in labels] if cell >= 14 else [""] * count
-    margin = 64 + max((cv2.getTextSize(name, font, scale, 1)[0][0] for name in names), default=0)
+    if not count or matrix.shape != (count, count):
+        raise ValueError(f"Expected one label for each row and column of {matrix.shape}; received {count} labels.")
+    # Cells are never lower than a line of names, so that every class can be named.
+    cell = int(np.clip(640 // count, _NAME_HEIGHT, 64))
+    names = [_shortened(label) for label in labels]
+    margin = 24 + max(_text_width(name, _NAME_SCALE) for name in names)
     side = cell * count
-    picture = np.full((side + margin + 40, side + margin + 40, 3), 255, np.uint8)
-    left, top = margin, 56
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    for row, column in np.ndindex(count, count):
-        x, y = left + column * cell, top + row * cell
-        _draw_cell(picture, (x, y), cell, float(shares[row, column]), int(matrix[row, column]))
-    cv2.rectangle(picture, (left, top), (left + side, top + side), (90, 90, 90), 1, cv2.LINE_AA)
+    titles = ("confusion matrix: rows true, columns predicted", f"{int(np.trace(matrix))} of {int(matrix.sum())} right")
+    width = max(margin + side, 16 + _text_width(titles[0], _TITLE_SCALE)) + 24
+    picture = np.full((_HEAD + side + margin, width, 3), 255, np.uint8)
+    _text(picture, titles[0], (16, 24), _TITLE_SCALE)
+    _text(picture, titles[1], (16, 44), _NAME_SCALE, colour=(90, 90, 90))
+    _draw_cells(picture, matrix, (margin, _HEAD), cell)
     for number, name in enumerate(names):
         middle = number * cell + cell // 2
-        width = cv2.getTextSize(name, font, scale, 1)[0][0]
-        _text(picture, name, (left - 8 - width, top + middle + 5), scale)
-        _vertical_text(picture, name, left + middle - 6, top + side + 8, scale)
-    _text(picture, "confusion matrix: rows true, columns predicted", (left, 24), 0.5)
-    right = int(np.trace(matrix))
-    _text(picture, f"{right} of {int(matrix.sum())} right", (left, 44), scale, colour=(90, 90, 90))
+        _text(picture, name, (margin - 8 - _text_width(name, _NAME_SCALE), _HEAD + middle + 4), _NAME_SCALE)
+        _vertical_text(picture, name, margin + middle - 6, _HEAD + side + 8, _NAME_SCALE)
     return picture
+
+
+# Pixels above the matrix, the height of a line of names, and OpenCV's font scales.
+_HEAD, _NAME_HEIGHT = 60, 14
+_TITLE_SCALE, _NAME_SCALE, _COUNT_SCALE = 0.5, 0.42, 0.42
+
+
+def _draw_cells(picture: np.ndarray, matrix: np.ndarray, corner: tuple[int, int], cell: int) -> None:
+    (left, top), side = corner, cell * len(matrix)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    # All counts or none: where only small ones fitted, the diagonal would look empty.
+    counted = _text_width(str(int(matrix.max())), _COUNT_SCALE) < cell - 4
+    for row, column in np.ndindex(matrix.shape):
+        x, y = left + column * cell, top + row * cell
+        count = int(matrix[row, column]) if counted else 0
+        _draw_cell(picture, (x, y), cell, float(shares[row, column]), count)
+    cv2.rectangle(picture, (left, top), (left + side, top + side), (90, 90, 90), 1, cv2.LINE_AA)
+
+
+def _text_width(text: str, scale: float) -> int:
+    return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0])
 
 
 def _draw_cell(picture: np.ndarray, corner: tuple[int, int], cell: int, share: float, count: int) -> None:
@@ -94,10 +130,10 @@ def _draw_cell(picture: np.ndarray, corner: tuple[int, int], cell: int, share: f
     x, y = corner
     cv2.rectangle(picture, corner, (x + cell - 1, y + cell - 1), colour, -1)
     text = str(count)
-    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)
-    if count and width < cell - 4:
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, _COUNT_SCALE, 1)
+    if count:
         ink = (255, 255, 255) if share > 0.35 else (40, 40, 40)
-        _text(picture, text, (x + (cell - width) // 2, y + (cell + height) // 2), 0.42, colour=ink)
+        _text(picture, text, (x + (cell - width) // 2, y + (cell + height) // 2), _COUNT_SCALE, colour=ink)
 
 
 def _text(
@@ -119,4 +155,4 @@ def _vertical_text(picture: np.ndarray, text: str, x: int, y: int, scale: float)
 
 def _shortened(label: str) -> str:
     plain = label.encode("ascii", "replace").decode()
-    return plain if len(plain) <= 16 else plain[:15] + "."
+    return plain if len(plain) <= 24 else plain[:23] + "."
