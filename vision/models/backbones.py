@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from pathlib import Path
 from typing import Any
 
 import keras
 
 from shared.pretrained import Source
 from shared.torch_state import read_torch_state
+from vision.models.applications import application_weights, applications_trunk, load_application
 from vision.models.efficientnet_lite import efficientnet_lite, load_torch_weights
+from vision.models.hub import hub_labels, hub_licence, hub_trunk, load_hub_classifier
+from vision.models.pretrained import NUM_IMAGENET_CLASSES, PretrainedClassifier, class_labels, fits, imagenet_labels
 from vision.preprocessing import Preprocessing
+from vision.presets import PRESETS
 
-_NUM_IMAGENET_CLASSES = 1000
+__all__ = ["PretrainedClassifier", "build_trunk", "imagenet_labels", "load_pretrained_classifier"]
 
-
-@dataclass(frozen=True)
-class PretrainedClassifier:
-    """A pretrained network in two parts, with what belongs to it.
-
-    `trunk` takes normalised images (B, S, S, 3) and gives features (B, h, w, D); `head` gives logits (B, K), or is None
-    where the preset has none. `architecture` is a JSON-able recipe from which `build_trunk` makes the trunk again.
-    """
-
-    trunk: keras.Model
-    head: keras.Model | None
-    head_labels: tuple[str, ...] | None
-    preprocessing: Preprocessing
-    architecture: dict[str, Any]
-    licence: str
-    source: str
+_logger = logging.getLogger(__name__)
 
 
 def build_trunk(architecture: dict[str, Any], image_size: int) -> keras.Model:
@@ -38,20 +28,33 @@ def build_trunk(architecture: dict[str, Any], image_size: int) -> keras.Model:
     Raises:
         ValueError: for a family that is not known.
     """
-    if architecture["family"] == "efficientnet_lite":
+    family = architecture["family"]
+    if family == "efficientnet_lite":
         return efficientnet_lite(architecture["variant"], image_size)
-    raise ValueError(f"Architecture family {architecture['family']!r} is not known to this version.")
+    if family == "keras_applications":
+        return applications_trunk(architecture["name"], image_size)
+    if family == "keras_hub":
+        return hub_trunk(architecture["config"], image_size)
+    raise ValueError(f"Architecture family {family!r} is not known to this version.")
 
 
 def load_pretrained_classifier(source: Source, image_size: int | None = None) -> PretrainedClassifier:
     """The classifier that a resolved reference stands for; `image_size` where another than its own is wanted.
 
     Raises:
+        FileNotFoundError: where weights have to be downloaded and cannot.
         ValueError: where the files hold no image classifier that is known here.
     """
-    if source.record is not None and source.record["architecture"]["family"] == "efficientnet_lite":
+    family = source.record["architecture"]["family"] if source.record else source.layout
+    if family == "efficientnet_lite":
         return _efficientnet_lite(source, image_size)
-    raise ValueError(f"{source.ref} ({source.layout}) is no image classifier that is known here.")
+    if family == "keras_applications":
+        return _keras_application(source, image_size)
+    if family in ("keras_hub", "timm", "hugging_face"):
+        return _hub(source, image_size)
+    if family == "triptych":
+        raise ValueError(f"{source.ref} is a saved pipeline. Use `ImageClassifier.load({source.ref!r})`.")
+    raise ValueError(f"{source.ref} ({family}) is no image classifier that is known here.")
 
 
 def _efficientnet_lite(source: Source, image_size: int | None) -> PretrainedClassifier:
@@ -62,7 +65,7 @@ def _efficientnet_lite(source: Source, image_size: int | None) -> PretrainedClas
     assert directory is not None
     preprocessing = Preprocessing.from_dict(record["preprocessing"])
     trunk = build_trunk(record["architecture"], image_size or preprocessing.image_size)
-    head = pooled_head(trunk.output_shape[-1], _NUM_IMAGENET_CLASSES, dropout=0.0)
+    head = pooled_head(trunk.output_shape[-1], NUM_IMAGENET_CLASSES, dropout=0.0)
     load_torch_weights(trunk, head, read_torch_state(directory / record["package"]["file"]))
     return PretrainedClassifier(
         trunk=trunk,
@@ -75,15 +78,45 @@ def _efficientnet_lite(source: Source, image_size: int | None) -> PretrainedClas
     )
 
 
-def imagenet_labels() -> tuple[str, ...]:
-    """The 1,000 class names of ImageNet-1k (ILSVRC 2012) in the usual order, as keras-hub lists them.
+def _keras_application(source: Source, image_size: int | None) -> PretrainedClassifier:
+    record, weights = source.record, None
+    if record is None:
+        assert source.directory is not None
+        name, weights = application_weights(source.directory, PRESETS)
+        record = PRESETS[name]
+    size = image_size or record["preprocessing"]["image_size"]
+    trunk, head, preprocessing = load_application(record, weights=weights, image_size=size)
+    return PretrainedClassifier(
+        **_head_fields(source.ref, trunk, head, class_labels(NUM_IMAGENET_CLASSES)),
+        trunk=trunk,
+        preprocessing=preprocessing,
+        architecture=dict(record["architecture"]),
+        licence=record["licence"],
+        source=record["source"] if weights is None else f"{record['source']}, from {weights.name}",
+    )
 
-    Where two classes share a name ("crane", "maillot"), the WordNet id is added to the second.
-    """
-    from keras_hub.src.utils.imagenet.imagenet_utils import IMAGENET_NAMES
 
-    names: list[str] = []
-    for number in range(_NUM_IMAGENET_CLASSES):
-        wordnet_id, name = IMAGENET_NAMES[number]
-        names.append(f"{name} ({wordnet_id})" if name in names else name)
-    return tuple(names)
+def _hub(source: Source, image_size: int | None) -> PretrainedClassifier:
+    directory: Path | None = source.directory
+    assert directory is not None
+    trunk, head, preprocessing, config = load_hub_classifier(directory, image_size)
+    labels = None if head is None else hub_labels(directory, head.output_shape[-1])
+    return PretrainedClassifier(
+        **_head_fields(source.ref, trunk, head, labels),
+        trunk=trunk,
+        preprocessing=preprocessing,
+        architecture={"family": "keras_hub", "config": config},
+        licence=source.record["licence"] if source.record else hub_licence(directory),
+        source=source.ref,
+    )
+
+
+def _head_fields(
+    ref: str, trunk: keras.Model, head: keras.Model | None, labels: tuple[str, ...] | None
+) -> dict[str, Any]:
+    if head is not None and not fits(head, trunk):
+        _logger.warning(
+            "%s: its head does not take the features of images of %d px and is left out.", ref, trunk.input_shape[1]
+        )
+        head = None
+    return {"head": head, "head_labels": labels if head is not None else None}
