@@ -82,13 +82,24 @@ def prepared(image: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
         image = _centre_square(image, preprocessing.crop_fraction)
     options = {"method": preprocessing.interpolation, "antialias": True}
     if preprocessing.resize == "pad":
-        values = tf.image.resize_with_pad(image, size, size, **options)
+        values = _padded(image, size, **options)
     else:
         values = tf.image.resize(image, (size, size), **options)
     if preprocessing.channels == 1:
         values = tf.reduce_sum(values * tf.constant(_LUMA), axis=-1, keepdims=True)
     pixels = tf.cast(tf.clip_by_value(tf.round(values), 0.0, 255.0), tf.uint8)
     return tf.ensure_shape(pixels, (size, size, preprocessing.channels))
+
+
+def _padded(image: tf.Tensor, size: int, **options: Any) -> tf.Tensor:
+    """The image in the middle of a black square; of a very narrow one, one line of pixels is left at least."""
+    import tensorflow as tf
+
+    shape = tf.cast(tf.shape(image)[:2], tf.float32)
+    inner = tf.cast(tf.round(shape * size / tf.reduce_max(shape)), tf.int32)
+    inner = tf.clip_by_value(inner, 1, size)
+    top, left = tf.unstack((size - inner) // 2)
+    return tf.image.pad_to_bounding_box(tf.image.resize(image, inner, **options), top, left, size, size)
 
 
 def _centre_square(image: tf.Tensor, fraction: float) -> tf.Tensor:
