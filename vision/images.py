@@ -3,6 +3,9 @@
 Between decoding and the model an image is uint8 RGB (H, W, 3). JPEG, PNG, GIF and BMP are decoded by the same
 TensorFlow operations in a Python process and in an exported graph, so both see the same pixels; WebP and TIFF go
 through OpenCV.
+
+OpenCV and libjpeg may write a line of their own about a damaged file on the standard error stream. Their messages can
+only be turned off for a whole process (`cv2.setLogLevel(0)`), which is left to the program.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ _ORIENTATION_TAG = 0x0112
 class ImageHeader:
     """What the first bytes of a file claim: format, width and height as stored (in pixels), EXIF orientation 1..8.
 
-    Of a JPEG also the number of colour components and where its frame header begins (a byte offset).
+    `components` is the number of colour components of a JPEG and the bytes per pixel of a BMP, 0 where pixels are
+    packed or compressed; `frame` is where the frame header of a JPEG begins (a byte offset).
     """
 
     format: str
@@ -71,8 +75,9 @@ def decode_image(
 ) -> np.ndarray:
     """The pixels of an image, uint8 RGB (H, W, 3).
 
-    EXIF orientation is applied, grey becomes RGB, transparent pixels are blended with white, CMYK is converted, and
-    of 16-bit samples the high byte is kept.
+    EXIF orientation of JPEG, TIFF and WebP is applied, grey becomes RGB, transparent pixels are blended with white
+    (those of a GIF are black), CMYK is converted, of 16-bit samples the high byte is kept, and of an animation the
+    first frame.
 
     Args:
         source: a path, the bytes of a file, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) in RGB order.
@@ -118,8 +123,8 @@ def _decode(data: bytes, name: str, max_pixels: int, min_side: int | None) -> np
         raise BadExampleError(
             f"{name}: the header claims {header.width}x{header.height} pixels, more than the {max_pixels} allowed"
         )
-    if header.format in ("webp", "tiff"):
-        return _decode_with_opencv(data, name, header)
+    if header.format in ("webp", "tiff") or (header.format == "bmp" and header.components not in (1, 3, 4)):
+        return oriented(_decode_with_opencv(data, name, header), header.orientation)
     if header.format == "jpeg" and header.components != 4:
         return oriented(_decode_jpeg(data, name, header, min_side), header.orientation)
     return _decode_with_tensorflow(data, name, header)
@@ -160,8 +165,10 @@ def _decode_with_tensorflow(data: bytes, name: str, header: ImageHeader) -> np.n
 
 
 def _decode_with_opencv(data: bytes, name: str, header: ImageHeader) -> np.ndarray:
+    # Unchanged, OpenCV 5.0 takes some colour BMPs for grey.
+    flags = cv2.IMREAD_COLOR if header.format == "bmp" else cv2.IMREAD_UNCHANGED
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise BadExampleError(f"{name}: the image data is truncated or damaged") from error
     if pixels is None:
@@ -223,13 +230,20 @@ def _jpeg(data: Any) -> tf.Tensor:
 def _png(data: Any) -> tf.Tensor:
     import tensorflow as tf
 
-    return _on_white(tf.io.decode_png(data, channels=4))
+    pixels = tf.io.decode_png(data, channels=4)
+    # Of images with less than 8 bits and no transparency, TensorFlow 2.21 fills alpha with the largest value of that
+    # many bits instead of 255.
+    depth = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 24, 1), tf.uint8)[0], tf.int32)
+    filler = tf.cast(tf.bitwise.left_shift(1, tf.minimum(depth, 8)) - 1, tf.uint8)
+    opaque = tf.reduce_all(tf.equal(pixels[..., 3], filler))
+    return tf.cond(opaque, lambda: pixels[..., :3], lambda: _on_white(pixels))
 
 
 def _gif(data: Any) -> tf.Tensor:
     import tensorflow as tf
 
-    return tf.io.decode_gif(data)[0]
+    # Unlike `decode_gif`, this stops after the first frame.
+    return tf.io.decode_image(data, channels=3, expand_animations=False)
 
 
 def _bmp(data: Any) -> tf.Tensor:
@@ -237,8 +251,19 @@ def _bmp(data: Any) -> tf.Tensor:
 
     pixels = tf.io.decode_bmp(data, channels=0)
     channels = tf.shape(pixels)[-1]
-    grey = lambda: tf.repeat(pixels[..., :1], 3, axis=-1)  # noqa: E731
-    return tf.cond(channels == 1, grey, lambda: pixels[..., :3])
+    return tf.cond(channels == 1, lambda: _looked_up(pixels[..., 0], data), lambda: pixels[..., :3])
+
+
+def _looked_up(numbers: tf.Tensor, bmp: tf.Tensor) -> tf.Tensor:
+    """Palette entries: uint8 (H, W) -> uint8 (H, W, 3). The palette of a BMP lies between its header and its pixels."""
+    import tensorflow as tf
+
+    start, length = tf.unstack(tf.io.decode_raw(tf.strings.substr(bmp, 10, 8), tf.int32, fixed_length=8))
+    palette = tf.io.decode_raw(tf.strings.substr(bmp, 14 + length, start - 14 - length), tf.uint8)
+    entries = tf.reshape(palette[: tf.size(palette) // 4 * 4], (-1, 4))
+    # Blue comes first. A number beyond the palette is black.
+    entries = tf.pad(entries[:256, 2::-1], [[0, 256 - tf.minimum(tf.shape(entries)[0], 256)], [0, 0]])
+    return tf.gather(entries, tf.cast(numbers, tf.int32))
 
 
 def _on_white(rgba: tf.Tensor) -> tf.Tensor:
@@ -304,8 +329,15 @@ def _gif_header(data: bytes) -> ImageHeader:
 
 
 def _bmp_header(data: bytes) -> ImageHeader:
-    width, height = struct.unpack_from("<ii", data, 18)
-    return ImageHeader("bmp", width, abs(height))
+    (length,) = struct.unpack_from("<I", data, 14)
+    if length == 12:
+        # The header of OS/2 1.x.
+        width, height = struct.unpack_from("<HH", data, 18)
+        return ImageHeader("bmp", width, height, components=0)
+    width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+    # Compression 3 are bit masks, without compression.
+    components = bits // 8 if compression in (0, 3) else 0
+    return ImageHeader("bmp", width, abs(height), components=components)
 
 
 def _webp_header(data: bytes) -> ImageHeader:
@@ -318,7 +350,18 @@ def _webp_header(data: bytes) -> ImageHeader:
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     else:
         width, height = (value & 0x3FFF for value in struct.unpack_from("<HH", data, 26))
-    return ImageHeader("webp", width, height)
+    return ImageHeader("webp", width, height, _webp_orientation(data) if kind == b"VP8X" else 1)
+
+
+def _webp_orientation(data: bytes) -> int:
+    position = 12
+    while position + 8 <= len(data):
+        (length,) = struct.unpack_from("<I", data, position + 4)
+        if data[position : position + 4] == b"EXIF":
+            block = data[position + 8 : position + 8 + length]
+            return _exif_orientation(block.removeprefix(b"Exif\0\0"))
+        position += 8 + length + length % 2
+    return 1
 
 
 def _tiff_header(data: bytes) -> ImageHeader:

@@ -109,6 +109,32 @@ def test_a_palette_with_a_transparent_colour():
     assert decode_image(buffer.getvalue()).tolist() == [[[255, 0, 0], [255] * 3], [[255] * 3, [0, 0, 255]]]
 
 
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "GIF"])
+@pytest.mark.parametrize(("mode", "colours"), [("1", 2), ("P", 2), ("P", 4), ("P", 16), ("P", 200)])
+def test_few_colours_in_few_bits(format, mode, colours):
+    image = Image.fromarray(picture())
+    image = image.quantize(colours) if mode == "P" else image.convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, format)
+    np.testing.assert_array_equal(decode_image(buffer.getvalue()), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "TIFF"])
+def test_of_several_frames_the_first_is_read(format):
+    frames = [Image.fromarray(picture() // 64 * 64).rotate(angle) for angle in (0, 90, 180)]
+    buffer = io.BytesIO()
+    options = {"lossless": True} if format == "WEBP" else {}
+    frames[0].save(buffer, format, save_all=True, append_images=frames[1:], **options)
+    np.testing.assert_array_equal(decode_image(buffer.getvalue()), np.asarray(frames[0]))
+
+
+def test_a_bmp_of_os2():
+    pixels = np.asarray([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [9, 8, 7]]], np.uint8)
+    rows = b"".join(row[:, ::-1].tobytes() + b"\0\0" for row in pixels[::-1])
+    data = b"BM" + struct.pack("<IHHIIHHHH", 26 + len(rows), 0, 0, 26, 12, 2, 2, 1, 24) + rows
+    np.testing.assert_array_equal(decode_image(data), pixels)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tiff"])
 def test_sixteen_bits_keep_the_high_byte(suffix):
     deep = np.arange(6 * 5 * 3, dtype=np.uint16).reshape(6, 5, 3) * 700
@@ -133,6 +159,16 @@ def test_exif_orientation_is_applied(orientation, order):
         expected = expected.transpose(Image.Transpose(transposes[orientation]))
     np.testing.assert_array_equal(turned, np.asarray(expected))
     np.testing.assert_array_equal(turned, oriented(plain, orientation))
+
+
+@pytest.mark.parametrize("format", ["TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_orientation_of_tiff_and_webp_is_applied(format, orientation):
+    if format == "TIFF":
+        data = encoded("TIFF", tiffinfo={274: orientation})
+    else:
+        data = encoded("WEBP", lossless=True, exif=exif_segment(orientation)[4:])
+    np.testing.assert_array_equal(decode_image(data), oriented(picture(), orientation))
 
 
 @pytest.mark.parametrize(("channels", "shape"), [((), (4, 5)), ((1,), (4, 5, 1)), ((3,), (4, 5, 3)), ((4,), (4, 5, 4))])
@@ -212,7 +248,32 @@ def test_no_truncated_file_passes_for_whole(format, cut):
         decode_image(data[: int(len(data) * cut)])
 
 
-def test_a_bomb_costs_nothing(tmp_path):
+def damaged_files(data, rng, count=30):
+    """Copies of `data` with a few wrong bytes, most of them in the header; each third cut off somewhere."""
+    for number in range(count):
+        damaged = bytearray(data)
+        reach = len(data) if number % 2 else min(len(data), 120)
+        for position in rng.integers(0, reach, 4):
+            damaged[position] = rng.integers(256)
+        yield bytes(damaged if number % 3 else damaged[: rng.integers(1, len(data))])
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"])
+def test_damage_of_any_kind_gives_pixels_or_the_one_error(format):
+    outcomes = [decoded_or_refused(data) for data in damaged_files(encoded(format), np.random.default_rng(7))]
+    assert "refused" in outcomes
+    assert all(outcome in ("refused", (np.uint8, 3, 3)) for outcome in outcomes)
+
+
+def decoded_or_refused(data):
+    try:
+        pixels = decode_image(data, max_pixels=10**6)
+    except BadExampleError:
+        return "refused"
+    return pixels.dtype, pixels.ndim, pixels.shape[-1]
+
+
+def test_a_bomb_costs_nothing():
     with pytest.raises(BadExampleError, match="more than the 100 allowed"):
         decode_image(JPEG, max_pixels=100)
 
@@ -277,8 +338,12 @@ TWINS = {
     "grey PNG": encoded("PNG", "L"),
     "RGBA PNG": encoded("PNG", "RGBA"),
     "palette PNG": encoded("PNG", "P"),
+    "PNG of 1 bit": encoded("PNG", "1"),
     "GIF": encoded("GIF"),
     "BMP": encoded("BMP"),
+    "grey BMP": encoded("BMP", "L"),
+    "palette BMP": encoded("BMP", "P"),
+    "RGBA BMP": encoded("BMP", "RGBA"),
     **{f"EXIF {n}": with_segments(exif_segment(n, "<>"[n % 2])) for n in range(1, 9)},
     "EXIF after fill bytes": with_segments(b"\xff\xff\xff", exif_segment(6)),
     "EXIF after a restart marker": with_segments(b"\xff\xd0", exif_segment(6)),
