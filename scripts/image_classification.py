@@ -58,7 +58,17 @@ COMMAND = TaskCommand(
     config="vision.classification:ImageClassifierConfig",
     read=read,
     common=(
-        *("labels", "image_size", "channels", "width", "depth", "dropout", "multi_label", "class_weights"),
+        *(
+            "labels",
+            "image_size",
+            "channels",
+            "width",
+            "depth",
+            "dropout",
+            "multi_label",
+            "average_mirrored",
+            "class_weights",
+        ),
         *("rand_augment", "erasing", "mixup", "cutmix", "epochs", "batch_size", "optimizer", "learning_rate"),
         *(
             "schedule",

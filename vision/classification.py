@@ -50,6 +50,7 @@ class ImageClassifierConfig(Config):
     dropout: float = option(0.0, "share of pooled features dropped in training", minimum=0.0, maximum=0.95)
     multi_label: bool = option(False, "an image may have any number of classes")
     threshold: float = option(0.5, "probability from which a class is assigned (multi-label)", minimum=0.0, maximum=1.0)
+    average_mirrored: bool = option(False, "answer with the mean over an image and its mirror image; twice the work")
     class_weights: Literal["none", "balanced"] = option("none", "balanced: rare classes weigh more in the loss")
     crop: Literal["auto", "none", "shift", "resized"] = option(
         "auto", "random crop; auto: shift below 64 px, else resized"
@@ -375,7 +376,7 @@ class ImageClassifier(Pipeline):
         from vision.models.classifier import probability_function
 
         if self._predictor is None:
-            self._predictor = probability_function(self.model, multi_label=self.config.multi_label)
+            self._predictor = probability_function(self.model, self.config)
         return self._predictor(images)
 
     def _answer(self, probabilities: np.ndarray, top_k: int) -> Classification:
@@ -432,7 +433,7 @@ class ImageClassifier(Pipeline):
         endpoints = serving_endpoints(
             model,
             self.preprocessing,
-            multi_label=self.config.multi_label,
+            self.config,
             encoded=encoded,
             expected=self._probabilities(np.stack([self._prepared(image) for image in encoded])),
         )

@@ -215,3 +215,21 @@ def test_model_is_there_for_tensors(fitted: ImageClassifier) -> None:
     assert isinstance(fitted.model, keras.Model)
     logits = fitted.model(np.stack([drawn("disc", 1)]).astype(np.float32))
     assert logits.shape == (1, 3)
+
+
+def test_mirrored_answers_are_averaged_in_predict_and_exports(fitted: ImageClassifier, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "plain")
+    manifest = json.loads((tmp_path / "plain" / "pipeline.json").read_text())
+    assert manifest["config"]["average_mirrored"] is False
+    both = ImageClassifier(fitted.config.replace(average_mirrored=True))
+    both.labels, both._network, both._trained = fitted.labels, fitted._network, True
+    image = drawn("bar", 3)
+    views = fitted.predict([image, image[:, ::-1].copy()], top_k=3)
+    (answer,) = both.predict([image], top_k=3)
+    (mirrored,) = both.predict([image[:, ::-1].copy()], top_k=3)
+    shares = [dict(zip(view.labels, view.probabilities, strict=True)) for view in views]
+    assert shares[0] != shares[1]
+    for label, probability in zip(answer.labels, answer.probabilities, strict=True):
+        assert probability == pytest.approx((shares[0][label] + shares[1][label]) / 2, abs=1e-6)
+    assert mirrored.probabilities == pytest.approx(answer.probabilities, abs=1e-6)
+    assert both.export(tmp_path / "export").max_difference < 1e-4

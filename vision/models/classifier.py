@@ -197,16 +197,24 @@ def classification_loss(
     return loss
 
 
-def probabilities(model: keras.Model, images: tf.Tensor, *, multi_label: bool) -> tf.Tensor:
+def probabilities(model: keras.Model, images: tf.Tensor, config: ImageClassifierConfig) -> tf.Tensor:
     """Images (B, S, S, C), any numeric type -> float32 probabilities (B, K)."""
-    logits = tf.cast(model(tf.cast(images, tf.float32), training=False), tf.float32)
-    return tf.sigmoid(logits) if multi_label else tf.nn.softmax(logits)
+    images = tf.cast(images, tf.float32)
+    own = _probabilities_of_view(model, images, config)
+    if not config.average_mirrored:
+        return own
+    return (own + _probabilities_of_view(model, tf.reverse(images, axis=[2]), config)) / 2
 
 
-def probability_function(model: keras.Model, *, multi_label: bool) -> Callable[[np.ndarray], np.ndarray]:
+def _probabilities_of_view(model: keras.Model, images: tf.Tensor, config: ImageClassifierConfig) -> tf.Tensor:
+    logits = tf.cast(model(images, training=False), tf.float32)
+    return tf.sigmoid(logits) if config.multi_label else tf.nn.softmax(logits)
+
+
+def probability_function(model: keras.Model, config: ImageClassifierConfig) -> Callable[[np.ndarray], np.ndarray]:
     """A compiled `probabilities` for NumPy batches; batches are padded to powers of two, so few shapes are traced."""
     compiled = tf.function(
-        lambda images: probabilities(model, images, multi_label=multi_label),
+        lambda images: probabilities(model, images, config),
         autograph=False,
         jit_compile=current_runtime().xla,
     )
@@ -238,8 +246,8 @@ def float32_twin(network: ClassifierNetwork, config: ImageClassifierConfig, num_
 def serving_endpoints(
     model: keras.Model,
     preprocessing: Preprocessing,
+    config: ImageClassifierConfig,
     *,
-    multi_label: bool,
     encoded: Sequence[bytes],
     expected: np.ndarray,
 ) -> dict[str, Endpoint]:
@@ -250,7 +258,7 @@ def serving_endpoints(
     size, channels = preprocessing.image_size, preprocessing.channels
 
     def from_images(images: tf.Tensor) -> tf.Tensor:
-        return probabilities(model, images, multi_label=multi_label)
+        return probabilities(model, images, config)
 
     def from_encoded(data: tf.Tensor) -> tf.Tensor:
         spec = tf.TensorSpec((size, size, channels), tf.uint8)
