@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
+
+# Of the picture of a confusion matrix: pixels above the matrix, the height of a line of names, the number of classes
+# up to which they are named, and OpenCV's font scales.
+_HEAD, _NAME_HEIGHT, _MAX_NAMED = 60, 14, 120
+_TITLE_SCALE, _NAME_SCALE, _COUNT_SCALE = 0.5, 0.42, 0.42
+# Colours of a share of 0 and of 1.
+_LIGHT, _DARK = np.array([247, 251, 255]), np.array([8, 48, 107])
 
 
 def accuracy(probabilities: np.ndarray, targets: np.ndarray) -> float:
@@ -31,7 +39,8 @@ def top_k_accuracy(probabilities: np.ndarray, targets: np.ndarray, k: int) -> fl
     """
     _require_examples(targets)
     own = np.take_along_axis(probabilities, targets[:, None], axis=1)
-    at_least_as_probable = np.sum(probabilities >= own, axis=1)
+    # Not ">=", which would take a model that answers NaN for perfect.
+    at_least_as_probable = np.sum(~(probabilities < own), axis=1)
     return float(np.mean(at_least_as_probable <= k))
 
 
@@ -77,7 +86,7 @@ def macro_f1(table: Sequence[dict[str, Any]]) -> float:
 
 
 def draw_confusion_matrix(matrix: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """The matrix as a picture, uint8 RGB: a darker cell is a larger share of its row; counts where they fit.
+    """The matrix as a picture, uint8 RGB: a darker cell is a larger share of its row; names and counts where they fit.
 
     Raises:
         ValueError: for no labels, or another number of labels than rows and columns.
@@ -85,9 +94,10 @@ def draw_confusion_matrix(matrix: np.ndarray, labels: Sequence[str]) -> np.ndarr
     count = len(labels)
     if not count or matrix.shape != (count, count):
         raise ValueError(f"Expected one label for each row and column of {matrix.shape}; received {count} labels.")
-    # Cells are never lower than a line of names, so that every class can be named.
-    cell = int(np.clip(640 // count, _NAME_HEIGHT, 64))
-    names = [_shortened(label) for label in labels]
+    named = count <= _MAX_NAMED
+    # Named cells are never lower than a line of names.
+    cell = int(np.clip(640 // count, _NAME_HEIGHT, 64)) if named else max(1, 1600 // count)
+    names = [_shortened(label, number) if named else "" for number, label in enumerate(labels)]
     margin = 24 + max(_text_width(name, _NAME_SCALE) for name in names)
     side = cell * count
     titles = ("confusion matrix: rows true, columns predicted", f"{int(np.trace(matrix))} of {int(matrix.sum())} right")
@@ -103,37 +113,28 @@ def draw_confusion_matrix(matrix: np.ndarray, labels: Sequence[str]) -> np.ndarr
     return picture
 
 
-# Pixels above the matrix, the height of a line of names, and OpenCV's font scales.
-_HEAD, _NAME_HEIGHT = 60, 14
-_TITLE_SCALE, _NAME_SCALE, _COUNT_SCALE = 0.5, 0.42, 0.42
-
-
 def _draw_cells(picture: np.ndarray, matrix: np.ndarray, corner: tuple[int, int], cell: int) -> None:
     (left, top), side = corner, cell * len(matrix)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    colours = (_LIGHT + (_DARK - _LIGHT) * shares[..., None] ** 0.6).astype(np.uint8)
+    picture[top : top + side, left : left + side] = colours.repeat(cell, axis=0).repeat(cell, axis=1)
+    cv2.rectangle(picture, (left - 1, top - 1), (left + side, top + side), (90, 90, 90), 1)
     # All counts or none: where only small ones fitted, the diagonal would look empty.
-    counted = _text_width(str(int(matrix.max())), _COUNT_SCALE) < cell - 4
-    for row, column in np.ndindex(matrix.shape):
-        x, y = left + column * cell, top + row * cell
-        count = int(matrix[row, column]) if counted else 0
-        _draw_cell(picture, (x, y), cell, float(shares[row, column]), count)
-    cv2.rectangle(picture, (left, top), (left + side, top + side), (90, 90, 90), 1, cv2.LINE_AA)
+    if _text_width(str(int(matrix.max())), _COUNT_SCALE) < cell - 4:
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            middle = (left + column * cell + cell // 2, top + row * cell + cell // 2)
+            _draw_count(picture, middle, int(matrix[row, column]), float(shares[row, column]))
+
+
+def _draw_count(picture: np.ndarray, middle: tuple[int, int], count: int, share: float) -> None:
+    (width, height), _ = cv2.getTextSize(str(count), cv2.FONT_HERSHEY_SIMPLEX, _COUNT_SCALE, 1)
+    ink = (255, 255, 255) if share > 0.35 else (40, 40, 40)
+    origin = (int(middle[0]) - width // 2, int(middle[1]) + height // 2)
+    _text(picture, str(count), origin, _COUNT_SCALE, colour=ink)
 
 
 def _text_width(text: str, scale: float) -> int:
     return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0])
-
-
-def _draw_cell(picture: np.ndarray, corner: tuple[int, int], cell: int, share: float, count: int) -> None:
-    low, high = np.array([247, 251, 255]), np.array([8, 48, 107])
-    colour = tuple(int(value) for value in low + (high - low) * share**0.6)
-    x, y = corner
-    cv2.rectangle(picture, corner, (x + cell - 1, y + cell - 1), colour, -1)
-    text = str(count)
-    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, _COUNT_SCALE, 1)
-    if count:
-        ink = (255, 255, 255) if share > 0.35 else (40, 40, 40)
-        _text(picture, text, (x + (cell - width) // 2, y + (cell + height) // 2), _COUNT_SCALE, colour=ink)
 
 
 def _text(
@@ -153,6 +154,7 @@ def _vertical_text(picture: np.ndarray, text: str, x: int, y: int, scale: float)
     room[:] = turned[: room.shape[0], : room.shape[1]]
 
 
-def _shortened(label: str) -> str:
-    plain = label.encode("ascii", "replace").decode()
+def _shortened(label: str, number: int) -> str:
+    """The label in ASCII, which is what every OpenCV can draw; the class number where nothing of it is left."""
+    plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().strip() or f"class {number}"
     return plain if len(plain) <= 24 else plain[:23] + "."

@@ -55,7 +55,8 @@ class Preprocessing:
 def prepare_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """uint8 (H, W, 3) -> uint8 (S, S, C), by the operations that exports use."""
     size, channels = preprocessing.image_size, preprocessing.channels
-    if image.shape == (size, size, channels):
+    cropped = preprocessing.resize == "crop" and preprocessing.crop_fraction != 1.0
+    if image.shape == (size, size, channels) and not cropped:
         return image
     prepared: np.ndarray = _compiled(preprocessing)(image).numpy()
     return prepared

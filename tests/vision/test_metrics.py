@@ -55,6 +55,10 @@ def test_ties_count_against_top_k():
     assert top_k_accuracy(even, np.array([0, 1, 3]), 3) == 0.0
 
 
+def test_a_model_that_answers_nan_is_not_perfect():
+    assert top_k_accuracy(np.full((3, 9), np.nan), np.array([0, 1, 3]), 5) == 0.0
+
+
 @pytest.mark.parametrize("metric", [accuracy, lambda p, t: top_k_accuracy(p, t, 5)])
 def test_no_examples_have_no_score(metric):
     with pytest.raises(ValueError, match="no examples to score"):
@@ -82,6 +86,24 @@ def test_the_picture_names_every_class_and_cuts_nothing_off(count):
     names = ink(picture)[60:, :100].any(axis=1)
     lines = np.count_nonzero(np.diff(names.astype(int)) == 1) + int(names[0])
     assert lines >= count
+
+
+def test_a_thousand_classes_make_no_giant():
+    picture = draw_confusion_matrix(np.eye(1000, dtype=int), [str(n) for n in range(1000)])
+    assert max(picture.shape) < 2000
+    # The diagonal is there.
+    assert (picture == (8, 48, 107)).all(axis=-1).sum() == 1000
+
+
+def test_names_beyond_ascii_are_drawn_as_well_as_can_be():
+    matrix = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 5]])
+    np.testing.assert_array_equal(
+        draw_confusion_matrix(matrix, ["Käse", "猫", ""]), draw_confusion_matrix(matrix, ["Kase", "class 1", "class 2"])
+    )
+
+
+def test_a_class_that_never_occurs_divides_nothing_by_zero():
+    assert draw_confusion_matrix(np.zeros((2, 2), int), ["a", "b"]).dtype == np.uint8
 
 
 @pytest.mark.parametrize(("matrix", "labels"), [(np.zeros((0, 0), int), []), (np.eye(2, dtype=int), ["one"])])

@@ -83,6 +83,8 @@ def test_grey_models_get_the_luma():
     ],
 )
 def test_the_graph_twin_gives_the_same_pixels(preprocessing):
-    data = cv2.imencode(".png", picture()[..., ::-1])[1].tobytes()
     graph = tf.function(lambda item: decode_and_prepare(item, preprocessing))
-    np.testing.assert_array_equal(graph(tf.constant(data)).numpy(), prepare_image(picture(), preprocessing))
+    # Of another size than the model's, and of the very size.
+    for image in (picture(), picture(16, 16)):
+        data = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+        np.testing.assert_array_equal(graph(tf.constant(data)).numpy(), prepare_image(image, preprocessing))
