@@ -148,6 +148,9 @@ def _per_variable(base: type[keras.optimizers.Optimizer]) -> type[keras.optimize
         rate_factors: list[float]
         decays: list[float]
 
+        def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+            return grads_and_vars  # the training step has added them up over replicas already
+
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
             index = self._get_variable_index(variable)
             rate = tf.cast(learning_rate, variable.dtype) * self.rate_factors[index]

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +92,14 @@ class Progress:
 class TrainingLog:
     """One JSON line per epoch in `path`, and TensorBoard events beside it where TensorBoard is installed."""
 
-    def __init__(self, path: Path | None, *, append: bool) -> None:
+    def __init__(self, path: Path | None, records: Sequence[dict[str, Any]] = ()) -> None:
         self._path = path
         self._events: Any = None
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not append:
-            path.write_text("", encoding="utf-8")
+        # Of a resumed run, `records` are the epochs in its state; the log of a killed run may be ahead of that.
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         if importlib.util.find_spec("tensorboard") is not None:
             import tensorflow as tf
 

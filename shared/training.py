@@ -7,6 +7,7 @@ reads top to bottom in `_Run.run`; what it must remember is listed in `_Run._sta
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import signal
@@ -77,9 +78,8 @@ class TrainStep:
         self.optimizer = optimizer
         self.loss_sum = tf.Variable(0.0, trainable=False, dtype=tf.float32)
         self._variables = list(task.model.trainable_variables)
-        self._accumulation = config.accumulation_steps
         self._ema_decay = config.ema_decay
-        self._sums = [tf.Variable(tf.zeros_like(v.value)) for v in self._variables] if self._accumulation > 1 else []
+        self._sums = [_zeros_per_replica(v) for v in self._variables] if config.accumulation_steps > 1 else []
         # Statistics of batch normalisation are averaged along with the weights that they belong to.
         self.averaged = list(task.model.weights) if self._ema_decay else []
         self.averages = [tf.Variable(v.value, trainable=False) for v in self.averaged]
@@ -94,58 +94,69 @@ class TrainStep:
 
     def __call__(self, batches: Sequence[Arrays]) -> None:
         """Update the weights by the mean gradient of `batches` (as many as are accumulated)."""
+        # A tensor, so that the shorter group at the end of an epoch needs no compilation of its own.
+        count = tf.constant(float(len(batches)))
         for batch in batches[:-1]:
-            self._accumulate(self._tensors(batch))
-        self._apply(self._tensors(batches[-1]))
+            self._accumulate(self._tensors(batch), count)
+        self._apply(self._tensors(batches[-1]), count)
+
+    @property
+    def _num_replicas(self) -> int:
+        return 1 if self._strategy is None else int(self._strategy.num_replicas_in_sync)
 
     def _tensors(self, batch: Arrays) -> Any:
-        if self._strategy is None or self._strategy.num_replicas_in_sync == 1:
+        if self._strategy is None or self._num_replicas == 1:
             return {key: tf.convert_to_tensor(array) for key, array in batch.items()}
-        parts = {key: np.array_split(a, self._strategy.num_replicas_in_sync) for key, a in batch.items()}
+        parts = {key: _equal_parts(array, self._num_replicas) for key, array in batch.items()}
         return self._strategy.experimental_distribute_values_from_function(
             lambda context: {k: tf.convert_to_tensor(p[context.replica_id_in_sync_group]) for k, p in parts.items()}
         )
 
-    def _step(self, batch: Any) -> None:
-        self.loss_sum.assign_add(self._on_replicas(self._apply_gradients, batch))
+    def _step(self, batch: Any, count: tf.Tensor) -> None:
+        self.loss_sum.assign_add(self._on_replicas(self._apply_gradients, batch, count))
         if self._ema_decay:
             self._update_averages()
 
-    def _add_gradients(self, batch: Any) -> None:
-        self.loss_sum.assign_add(self._on_replicas(self._keep_gradients, batch))
+    def _add_gradients(self, batch: Any, count: tf.Tensor) -> None:
+        self.loss_sum.assign_add(self._on_replicas(self._keep_gradients, batch, count))
 
-    def _on_replicas(self, function: Callable[[Any], tf.Tensor], batch: Any) -> tf.Tensor:
+    def _on_replicas(self, function: Callable[[Any, Any], tf.Tensor], batch: Any, count: tf.Tensor) -> tf.Tensor:
         if self._strategy is None:
-            return function(batch)
-        losses = self._strategy.run(function, args=(batch,))
+            return function(batch, count)
+        losses = self._strategy.run(function, args=(batch, count))
         return self._strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
 
-    def _apply_gradients(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
-        loss, variables, gradients = self._gradients(batch)
+    def _apply_gradients(self, batch: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
+        loss, variables, gradients = self._gradients(batch, count)
         if self._sums:
             sums = self._trained(self._sums)
             gradients = [tf.convert_to_tensor(g) + s for g, s in zip(gradients, sums, strict=True)]
+        if self._num_replicas > 1:
+            # Before the optimizer clips: the norm to limit is that of the whole gradient.
+            context = tf.distribute.get_replica_context()
+            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         self.optimizer.apply(gradients, variables)
         if self._sums:
             for total in sums:
                 total.assign(tf.zeros_like(total))
         return loss
 
-    def _keep_gradients(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
-        loss, _, gradients = self._gradients(batch)
+    def _keep_gradients(self, batch: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
+        loss, _, gradients = self._gradients(batch, count)
         for total, gradient in zip(self._trained(self._sums), gradients, strict=True):
-            total.assign_add(gradient)
+            total.assign_add(tf.convert_to_tensor(gradient))
         return loss
 
-    def _gradients(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, list[keras.Variable], list[tf.Tensor]]:
+    def _gradients(
+        self, batch: dict[str, tf.Tensor], count: tf.Tensor
+    ) -> tuple[tf.Tensor, list[keras.Variable], list[tf.Tensor]]:
+        """This replica's share of the mean loss over replicas and `count` batches, and the gradients of that share."""
         variables = self.task.model.trainable_variables
-        replicas = 1 if self._strategy is None else self._strategy.num_replicas_in_sync
         with tf.GradientTape() as tape:
             loss = tf.cast(self.task.loss(batch), tf.float32)
             if self.task.model.losses:
                 loss += tf.add_n([tf.cast(extra, tf.float32) for extra in self.task.model.losses])
-            # Keras adds up the gradients of replicas; each contributes its share of the mean.
-            loss /= replicas * self._accumulation
+            loss /= self._num_replicas * count
             scaled = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, [v.value for v in variables])
         unused = [v.path for v, gradient in zip(variables, gradients, strict=True) if gradient is None]
@@ -207,7 +218,7 @@ class _Run:
         if state is not None:
             self._restore(state)
         self.progress = Progress(self.config.epochs)
-        self.log = TrainingLog(self.options.log, append=state is not None)
+        self.log = TrainingLog(self.options.log, self.records)
         with _StopSignals(enabled=self.checkpoint is not None) as self.signals, contextlib.closing(self.progress):
             while self.epoch < self.config.epochs and not self.stopped_early:
                 self._run_epoch()
@@ -268,6 +279,8 @@ class _Run:
         self.log.write(record)
         self.epoch, self.batch, self.epoch_seconds_before = self.epoch + 1, 0, 0.0
         self.train_step.loss_sum.assign(0.0)
+        if self.signals.received is not None:
+            self._stop(self.signals.received)
         if self._save_is_due() or self._ends():
             self._save()
 
@@ -276,7 +289,7 @@ class _Run:
             return None
         with self.train_step.averaged_weights():
             metrics = self.task.validate()
-            if self.best is None or metrics.first > self.best:
+            if self.best is None or math.isnan(self.best) or metrics.first > self.best:
                 self._keep_best(metrics.first)
         patience = self.config.patience
         since_best = self.epoch + 1 - (self.best_epoch or 0)
@@ -334,6 +347,7 @@ class _Run:
     def _save(self) -> None:
         if self.checkpoint is None:
             return
+        self._mean_loss()  # raises where the weights are no longer worth keeping
         self.checkpoint.write(self._state())
         self.last_saved = time.monotonic()
 
@@ -453,12 +467,29 @@ def _groups(batches: Iterator[Arrays], size: int) -> Generator[list[Arrays], Non
         getattr(batches, "close", lambda: None)()
 
 
+def _zeros_per_replica(variable: keras.Variable) -> tf.Variable:
+    """Zeros in the shape of `variable`; each replica has values of its own."""
+    zeros, on_read = tf.zeros(variable.shape, variable.dtype), tf.VariableSynchronization.ON_READ
+    return tf.Variable(zeros, trainable=False, synchronization=on_read, aggregation=tf.VariableAggregation.SUM)
+
+
+def _equal_parts(array: np.ndarray, num_parts: int) -> list[np.ndarray]:
+    """`array` cut along its first axis; what is over is left out, since each replica's mean counts alike."""
+    size = len(array) // num_parts
+    if size == 0:
+        raise ValueError(
+            f"A batch of {len(array)} examples cannot be shared by {num_parts} devices. Use one device, or more data."
+        )
+    return [array[i * size : (i + 1) * size] for i in range(num_parts)]
+
+
 def _assign(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 
 
 def _check_fingerprint(saved: dict[str, Any], present: dict[str, Any]) -> None:
+    present = json.loads(json.dumps(present))  # as the saved one was: JSON has lists where Python has tuples
     changed = [key for key in sorted(saved.keys() | present.keys()) if saved.get(key) != present.get(key)]
     if changed:
         listed = ", ".join(f"{key} (was {saved.get(key)!r}, is {present.get(key)!r})" for key in changed)
