@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _IMAGE_COLUMNS = ("image", "path", "file", "filename", "image_path", "file_name")
 _LABEL_COLUMNS = ("label", "labels", "class", "category", "target")
 _IDX_IMAGES, _IDX_LABELS = 2051, 2049
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 _IDX_PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
 
 
@@ -50,35 +51,50 @@ def read_images(path: str | Path, *, split: str = "train", label_separator: str 
     return read_image_folder(path)
 
 
-def read_image_folder(path: str | Path) -> Examples:
+def read_image_folder(path: str | Path, *, max_bad_share: float = 0.01) -> Examples:
     """Examples of a directory with one folder per class, whose name is the label; deeper folders belong to it.
 
-    Files are taken in sorted order. Hidden files and those without an image suffix are passed over; empty files are
-    reported as bad records.
+    Files are taken in sorted order. Hidden files and those without an image suffix are passed over.
+
+    Args:
+        path: the directory.
+        max_bad_share: share of empty files and broken links above which the directory is refused; below, they are
+            reported as bad records.
 
     Raises:
         FileNotFoundError: where `path` is no directory.
-        ValueError: where there are no class folders, or one of them has no image.
+        ValueError: where there are no class folders but splits or nothing, one of them has no image, or too many
+            images are bad.
     """
     root = _existing(Path(path), directory=True)
-    classes = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise ValueError(f"{root} has no class folders. Expected one folder of images per class, as in {root / 'cat'}.")
     images: list[str] = []
     labels: list[str] = []
     bad: list[BadRecord] = []
-    for folder in classes:
-        found = 0
+    for folder in _class_folders(root):
+        usable = len(images)
         for file in _image_files(folder):
-            found += 1
-            if file.stat().st_size == 0:
-                bad.append(BadRecord(str(file), "the file is empty (0 bytes)"))
+            reason = _reason_to_skip_file(file)
+            if reason:
+                bad.append(BadRecord(str(file), reason))
                 continue
             images.append(str(file))
             labels.append(folder.name)
-        if not found:
-            raise ValueError(f"Class folder {folder} has no image ({', '.join(sorted(SUFFIXES))}). Fill or remove it.")
-    return _reported(Examples(images, labels, tuple(bad)), root)
+        if len(images) == usable:
+            raise ValueError(
+                f"Class folder {folder} has no image that can be used ({', '.join(sorted(SUFFIXES))}). "
+                "Fill or remove it."
+            )
+    return _checked(Examples(images, labels, tuple(bad)), root, max_bad_share, "images")
+
+
+def _class_folders(root: Path) -> list[Path]:
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise ValueError(f"{root} has no class folders. Expected one folder of images per class, as in {root / 'cat'}.")
+    if all(folder.name.lower() in _SPLITS and any(entry.is_dir() for entry in folder.iterdir()) for folder in folders):
+        names = ", ".join(folder.name for folder in folders)
+        raise ValueError(f"{root} holds splits ({names}) and not classes. Read one of them, such as {folders[0]}.")
+    return folders
 
 
 def _image_files(folder: Path) -> Iterator[Path]:
@@ -121,34 +137,35 @@ def read_image_csv(
             continue
         images.append(str(file.parent / image))
         targets.append(label if label_separator is None else _split(label, label_separator))
-    total = len(images) + len(bad)
-    if not total:
+    if not images and not bad:
         raise ValueError(f"{file} has a header but no lines of data.")
-    if len(bad) > math.ceil(max_bad_share * total):
-        raise ValueError(f"{file}: {len(bad)} of {total} lines are unusable; the first: {bad[0]}.")
-    return _reported(Examples(images, targets, tuple(bad)), file)
+    return _checked(Examples(images, targets, tuple(bad)), file, max_bad_share, "lines")
 
 
 def _csv_rows(file: Path, image_column: str | None, label_column: str | None) -> Iterator[tuple[int, str, str]]:
     with file.open(newline="", encoding="utf-8-sig") as stream:
+        rows = csv.DictReader(stream)
         try:
             header = stream.readline()
-            delimiter = max(",;\t", key=header.count)
             stream.seek(0)
-            rows = csv.DictReader(stream, delimiter=delimiter)
+            rows = csv.DictReader(stream, delimiter=max(",;\t", key=header.count))
             image_name = _column(file, rows.fieldnames or [], image_column, _IMAGE_COLUMNS)
             label_name = _column(file, rows.fieldnames or [], label_column, _LABEL_COLUMNS)
             for row in rows:
                 yield rows.line_num, (row[image_name] or "").strip(), (row[label_name] or "").strip()
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not UTF-8 text (byte {error.start}). Convert it first.") from error
+        except csv.Error as error:
+            raise ValueError(f"{file} is no CSV text after line {rows.line_num} ({error}).") from error
 
 
 def _column(file: Path, present: Sequence[str], wanted: str | None, usual: Sequence[str]) -> str:
     candidates = [wanted] if wanted is not None else usual
+    # A usual name is found in any case, a wanted one as it is written.
+    folded = {name if wanted is not None else name.strip().lower(): name for name in present}
     for name in candidates:
-        if name in present:
-            return name
+        if name in folded:
+            return folded[name]
     raise ValueError(
         f"{file} has no column {' or '.join(candidates)}; its header line has {', '.join(present) or 'nothing'}."
     )
@@ -159,9 +176,15 @@ def _reason_to_skip(image_file: Path, image: str, label: str, *, many: bool) -> 
         return "no image path"
     if not label and not many:
         return "no label"
-    if not image_file.is_file():
-        return f"image file {image_file} does not exist"
-    return None if image_file.stat().st_size else f"image file {image_file} is empty (0 bytes)"
+    reason = _reason_to_skip_file(image_file)
+    return f"image file {image_file}: {reason}" if reason else None
+
+
+def _reason_to_skip_file(file: Path) -> str | None:
+    # Unlike Path.is_file, this takes no name for an error, however long.
+    if not os.path.isfile(file):
+        return "there is no such file"
+    return None if file.stat().st_size else "the file is empty (0 bytes)"
 
 
 def _split(label: str, separator: str) -> tuple[str, ...]:
@@ -244,9 +267,10 @@ def _existing(path: Path, *, directory: bool) -> Path:
     return path
 
 
-def _reported(examples: Examples, where: Path) -> Examples:
-    if examples.bad_records:
-        logger.warning("%s: %d bad records, the first: %s", where, len(examples.bad_records), examples.bad_records[0])
-    if not len(examples):
-        raise ValueError(f"{where} has no usable example; the first bad one: {examples.bad_records[0]}.")
+def _checked(examples: Examples, where: Path, max_bad_share: float, things: str) -> Examples:
+    bad, total = examples.bad_records, len(examples) + len(examples.bad_records)
+    if len(bad) > math.ceil(max_bad_share * total) or (bad and not len(examples)):
+        raise ValueError(f"{where}: {len(bad)} of {total} {things} cannot be used; the first: {bad[0]}.")
+    if bad:
+        logger.warning("%s: %d of %d %s cannot be used, the first: %s", where, len(bad), total, things, bad[0])
     return examples

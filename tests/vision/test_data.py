@@ -16,6 +16,12 @@ def write_image(path):
     return path
 
 
+def empty_file(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
 def idx(array):
     return struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
@@ -50,7 +56,32 @@ def test_an_empty_file_is_reported_and_left_out(tmp_path, caplog):
     examples = read_image_folder(tmp_path)
     assert len(examples) == 1
     assert str(examples.bad_records[0]) == f"{tmp_path}/cat/2.jpg: the file is empty (0 bytes)"
-    assert "1 bad records" in caplog.text
+    assert f"1 of 2 images cannot be used, the first: {tmp_path}/cat/2.jpg: the file is empty" in caplog.text
+
+
+def test_a_broken_link_is_reported(tmp_path):
+    write_image(tmp_path / "cat" / "1.jpg")
+    (tmp_path / "cat" / "2.jpg").symlink_to(tmp_path / "gone.jpg")
+    assert [record.reason for record in read_image_folder(tmp_path).bad_records] == ["there is no such file"]
+
+
+def test_too_many_bad_images_are_an_error(tmp_path):
+    write_image(tmp_path / "cat" / "1.jpg")
+    for name in ("2.jpg", "3.jpg"):
+        (tmp_path / "cat" / name).touch()
+    with pytest.raises(ValueError, match=r"2 of 3 images cannot be used; the first: .*/cat/2\.jpg"):
+        read_image_folder(tmp_path)
+    assert len(read_image_folder(tmp_path, max_bad_share=0.7)) == 1
+
+
+def test_splits_are_not_taken_for_classes(tmp_path):
+    for name in ("train/cat/1.jpg", "test/cat/1.jpg"):
+        write_image(tmp_path / name)
+    with pytest.raises(ValueError, match=r"holds splits \(test, train\) and not classes. Read one of them, such as"):
+        read_image_folder(tmp_path)
+    # A railway is no split.
+    write_image(tmp_path / "bus" / "1.jpg")
+    assert set(read_image_folder(tmp_path).targets) == {"bus", "train", "test"}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +91,11 @@ def test_an_empty_file_is_reported_and_left_out(tmp_path, caplog):
         (lambda root: write_image(root / "a.jpg"), ValueError, "is a file; expected a directory"),
         (lambda root: root, ValueError, "has no class folders"),
         (lambda root: (root / "cat").mkdir() or root, ValueError, "has no image"),
+        (
+            lambda root: empty_file(root / "cat" / "1.jpg").parent.parent,
+            ValueError,
+            "cat has no image that can be used",
+        ),
     ],
 )
 def test_folders_that_cannot_be_read(tmp_path, make, error, words):
@@ -74,7 +110,7 @@ def test_folders_that_cannot_be_read(tmp_path, make, error, words):
     "text",
     [
         "image,label\na.jpg,cat\nb.jpg,dog\n",
-        "label;filename\r\ncat;a.jpg\r\ndog;b.jpg\r\n",
+        "Label;FileName\r\ncat;a.jpg\r\ndog;b.jpg\r\n",
         "\ufeffpath\tclass\na.jpg\tcat\nb.jpg\tdog",
         'image,label\n"a.jpg","cat"\n\n"b.jpg", dog \n',
     ],
@@ -104,10 +140,12 @@ def test_csv_columns_may_be_named(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("gone.jpg,cat", "gone.jpg does not exist"),
+        ("gone.jpg,cat", "gone.jpg: there is no such file"),
+        (f"{'x' * 300}.jpg,cat", "there is no such file"),
         (",cat", "no image path"),
         ("a.jpg,", "no label"),
-        ("empty.jpg,cat", "is empty (0 bytes)"),
+        ("a.jpg", "no label"),
+        ("empty.jpg,cat", "the file is empty (0 bytes)"),
     ],
 )
 def test_bad_csv_lines_are_named_and_tolerated_up_to_a_share(tmp_path, line, reason):
@@ -120,7 +158,7 @@ def test_bad_csv_lines_are_named_and_tolerated_up_to_a_share(tmp_path, line, rea
     assert examples.bad_records[0].where == f"{file}:5"
     assert reason in examples.bad_records[0].reason
     file.write_text("image,label\na.jpg,cat\n" + (line + "\n") * 2)
-    with pytest.raises(ValueError, match=r"2 of 3 lines are unusable; the first: .*list\.csv:3"):
+    with pytest.raises(ValueError, match=r"2 of 3 lines cannot be used; the first: .*list\.csv:3"):
         read_image_csv(file)
 
 
@@ -132,6 +170,7 @@ def test_bad_csv_lines_are_named_and_tolerated_up_to_a_share(tmp_path, line, rea
         (b"picture,label\na.jpg,cat\n", "no column image or path .*its header line has picture, label"),
         (b"image,name\na.jpg,cat\n", "no column label or labels"),
         (b"image,label\n\xff\xfe.jpg,cat\n", "is not UTF-8"),
+        (b"image,label\n" + b"x" * 200_000 + b",cat\n", "is no CSV text after line 1"),
     ],
 )
 def test_csv_files_that_cannot_be_read(tmp_path, content, words):
