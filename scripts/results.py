@@ -66,8 +66,25 @@ def fashion_mnist() -> dict[str, Any]:
     }
 
 
-FASHION_CONFIG: dict[str, Any] = {"image_size": 28, "channels": 1, "width": 32}
-FASHION_TRAINING: dict[str, Any] = {"epochs": 10, "batch_size": 128, "learning_rate": 0.005}
+FASHION_CONFIG: dict[str, Any] = {
+    "image_size": 28,
+    "channels": 1,
+    "width": 24,
+    "pooling": "grid",
+    "crop": "none",
+    "average_mirrored": True,
+}
+FASHION_TRAINING: dict[str, Any] = {
+    "epochs": 11,
+    "batch_size": 64,
+    "learning_rate": 0.004,
+    "schedule": "one_cycle",
+    "warmup": 0.15,
+    "weight_decay": 0.05,
+    "clip_norm": 0.0,
+    "label_smoothing": 0.1,
+    "ema_decay": 0.999,
+}
 
 FLOWERS_CONFIG: dict[str, Any] = {"image_size": 160}
 FLOWERS_TRAINING: dict[str, Any] = {

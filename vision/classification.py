@@ -47,6 +47,9 @@ class ImageClassifierConfig(Config):
     resize: Literal["stretch", "crop", "pad"] = option("stretch", "how images of another shape are fitted")
     width: int = option(32, "channels of the first stage of the residual network", minimum=4)
     depth: int = option(1, "residual blocks per stage of the residual network", minimum=1)
+    pooling: Literal["average", "grid"] = option(
+        "average", "a new head's features: averages over the image, or over 3 x 3 windows (centred objects)"
+    )
     dropout: float = option(0.0, "share of pooled features dropped in training", minimum=0.0, maximum=0.95)
     multi_label: bool = option(False, "an image may have any number of classes")
     threshold: float = option(0.5, "probability from which a class is assigned (multi-label)", minimum=0.0, maximum=1.0)

@@ -233,3 +233,17 @@ def test_mirrored_answers_are_averaged_in_predict_and_exports(fitted: ImageClass
         assert probability == pytest.approx((shares[0][label] + shares[1][label]) / 2, abs=1e-6)
     assert mirrored.probabilities == pytest.approx(answer.probabilities, abs=1e-6)
     assert both.export(tmp_path / "export").max_difference < 1e-4
+
+
+def test_a_grid_head_sees_where_things_are(tmp_path: Path) -> None:
+    """One bright spot, left or right: global averages cannot tell these apart."""
+    images = np.zeros((48, 16, 16, 3), np.uint8)
+    sides = np.random.default_rng(0).integers(0, 2, 48)
+    images[np.arange(48), 7, 3 + 9 * sides] = 255
+    examples = Examples(list(images), [("left", "right")[side] for side in sides])
+    config = ImageClassifierConfig(image_size=16, width=4, crop="none", flip=False, pooling="grid")
+    classifier = ImageClassifier(config)
+    classifier.fit(examples, training=TrainingConfig(epochs=6, batch_size=8, learning_rate=0.02))
+    assert classifier.evaluate(examples)["accuracy"] > 0.9
+    classifier.save(tmp_path / "saved")
+    assert ImageClassifier.load(tmp_path / "saved").predict(list(images)) == classifier.predict(list(images))

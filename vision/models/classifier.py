@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # `layer_decay` is below 1 (Howard and Ruder 2018, arXiv:1801.06146, "discriminative fine-tuning").
 _NUM_LAYER_GROUPS = 6
 
+# Windows of a grid head in each direction.
+_GRID = 3
+
 # Images trained from scratch are centred on mid-grey; 63.75 brings typical photographs to about unit variance.
 _CENTRE, _SPREAD = 127.5, 63.75
 
@@ -45,8 +48,8 @@ class ClassifierNetwork:
     def with_new_head(self, config: ImageClassifierConfig, num_labels: int) -> ClassifierNetwork:
         """The same trunk under a new, untrained head."""
         with current_runtime().scope(), seeded(config.seed):
-            head = pooled_head(self.trunk.output_shape[-1], num_labels, dropout=config.dropout)
-        return _composed(self.trunk, head, self.architecture | {"head": "pooled"}, self.preprocessing, config)
+            head = _new_head(config.pooling, self.trunk, num_labels, dropout=config.dropout)
+        return _composed(self.trunk, head, self.architecture | {"head": config.pooling}, self.preprocessing, config)
 
     def set_trainable(self, *, head_only: bool, norms: bool, first_group: int) -> None:
         """Say which layers of the trunk are trained; the head always is.
@@ -81,7 +84,7 @@ def residual_classifier(config: ImageClassifierConfig, num_labels: int) -> Class
         mean=(_CENTRE,) * config.channels,
         std=(_SPREAD,) * config.channels,
     )
-    return rebuilt_network(architecture | {"head": "pooled"}, preprocessing, config, num_labels)
+    return rebuilt_network(architecture | {"head": config.pooling}, preprocessing, config, num_labels)
 
 
 def rebuilt_network(
@@ -90,8 +93,8 @@ def rebuilt_network(
     """The network that `architecture` describes, with weights drawn from `config.seed`."""
     with current_runtime().scope(), seeded(config.seed):
         trunk = _trunk(architecture, config)
-        if architecture["head"] == "pooled":
-            head = pooled_head(trunk.output_shape[-1], num_labels, dropout=config.dropout)
+        if isinstance(architecture["head"], str):
+            head = _new_head(architecture["head"], trunk, num_labels, dropout=config.dropout)
         else:
             head = keras.Model.from_config(architecture["head"])
     return _composed(trunk, head, architecture, preprocessing, config)
@@ -110,10 +113,33 @@ def pretrained_network(
     return network.with_new_head(config, len(config.labels)) if config.labels else network
 
 
+def _new_head(pooling: str, trunk: keras.Model, num_labels: int, *, dropout: float) -> keras.Model:
+    if pooling == "grid":
+        return grid_head(trunk.output_shape[1:], num_labels, dropout=dropout)
+    return pooled_head(trunk.output_shape[-1], num_labels, dropout=dropout)
+
+
 def pooled_head(num_features: int, num_labels: int, *, dropout: float) -> keras.Model:
     """(B, h, w, D) -> (B, K): global average pooling, dropout, a dense layer. Logits are float32 in any precision."""
     features = keras.Input((None, None, num_features))
-    x = layers.GlobalAveragePooling2D()(features)
+    return _head(features, layers.GlobalAveragePooling2D()(features), num_labels, dropout)
+
+
+def grid_head(feature_shape: tuple[int, int, int], num_labels: int, *, dropout: float) -> keras.Model:
+    """As `pooled_head`, but with averages over 3 x 3 windows, so that the answer depends on where a feature is.
+
+    For centred images of one object, such as scanned digits or catalogue pictures: they train in fewer epochs.
+    """
+    features = keras.Input(feature_shape)
+    strides = [max(1, size // _GRID) for size in feature_shape[:2]]
+    windows = [size - (_GRID - 1) * stride for size, stride in zip(feature_shape[:2], strides, strict=True)]
+    if min(windows) < 1:
+        raise ValueError(f"A grid of {_GRID} x {_GRID} needs larger features than {feature_shape[:2]}: enlarge images.")
+    x = layers.Flatten()(layers.AveragePooling2D(windows, strides)(features))
+    return _head(features, x, num_labels, dropout)
+
+
+def _head(features: keras.KerasTensor, x: keras.KerasTensor, num_labels: int, dropout: float) -> keras.Model:
     if dropout:
         x = layers.Dropout(dropout)(x)
     return keras.Model(features, layers.Dense(num_labels, dtype="float32", name="logits")(x), name="head")
