@@ -58,8 +58,10 @@ def load_application(
             "and give that directory."
         ) from error
     features = _pooling(whole).input if has_head else whole.output
-    trunk = applications_trunk(name, image_size)
-    move_weights(_trunk(whole, features), trunk)
+    trunk = _trunk(whole, features)
+    if image_size != own_size:
+        own, trunk = trunk, applications_trunk(name, image_size)
+        move_weights(own, trunk)
     if record.get("channels") == "bgr":
         _take_rgb(trunk)
     preprocessing = Preprocessing.from_dict(record["preprocessing"] | _own_normalisation(whole))

@@ -13,7 +13,15 @@ from shared.torch_state import read_torch_state
 from vision.models.applications import application_weights, applications_trunk, load_application
 from vision.models.efficientnet_lite import efficientnet_lite, load_torch_weights
 from vision.models.hub import hub_labels, hub_licence, hub_trunk, load_hub_classifier
-from vision.models.pretrained import NUM_IMAGENET_CLASSES, PretrainedClassifier, class_labels, fits, imagenet_labels
+from vision.models.pretrained import (
+    NUM_IMAGENET_CLASSES,
+    PretrainedClassifier,
+    class_labels,
+    fits,
+    imagenet_labels,
+    move_weights,
+)
+from vision.models.residual import residual_network
 from vision.preprocessing import Preprocessing
 from vision.presets import PRESETS
 
@@ -35,6 +43,8 @@ def build_trunk(architecture: dict[str, Any], image_size: int) -> keras.Model:
         return applications_trunk(architecture["name"], image_size)
     if family == "keras_hub":
         return hub_trunk(architecture["config"], image_size)
+    if family == "residual":
+        return residual_network(image_size, 3, width=architecture["width"], depth=architecture["depth"])
     raise ValueError(f"Architecture family {family!r} is not known to this version.")
 
 
@@ -53,7 +63,7 @@ def load_pretrained_classifier(source: Source, image_size: int | None = None) ->
     if family in ("keras_hub", "timm", "hugging_face"):
         return _hub(source, image_size)
     if family == "triptych":
-        raise ValueError(f"{source.ref} is a saved pipeline. Use `ImageClassifier.load({source.ref!r})`.")
+        return _saved_pipeline(source, image_size)
     raise ValueError(f"{source.ref} ({family}) is no image classifier that is known here.")
 
 
@@ -108,6 +118,31 @@ def _hub(source: Source, image_size: int | None) -> PretrainedClassifier:
         architecture={"family": "keras_hub", "config": config},
         licence=source.record["licence"] if source.record else hub_licence(directory),
         source=source.ref,
+    )
+
+
+def _saved_pipeline(source: Source, image_size: int | None) -> PretrainedClassifier:
+    from vision.classification import ImageClassifier
+
+    assert source.directory is not None
+    saved = ImageClassifier.load(source.directory)
+    network, labels = saved._network, saved.labels
+    assert network is not None
+    assert labels is not None
+    if saved.config.multi_label or saved.config.channels != 3:
+        kind = "multi-label" if saved.config.multi_label else "grey-scale"
+        raise ValueError(f"{source.ref} is a {kind} pipeline. Continue with it by `ImageClassifier.load`, then `fit`.")
+    architecture = {key: value for key, value in network.architecture.items() if key != "head"}
+    trunk = build_trunk(architecture, image_size or saved.config.image_size)
+    move_weights(network.trunk, trunk)
+    preset = saved.provenance.get("preset", {})
+    return PretrainedClassifier(
+        **_head_fields(source.ref, trunk, network.head, tuple(map(str, labels))),
+        trunk=trunk,
+        preprocessing=network.preprocessing,
+        architecture=architecture,
+        licence=preset.get("licence", "not stated"),
+        source=preset.get("source", source.ref),
     )
 
 

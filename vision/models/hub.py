@@ -121,7 +121,11 @@ def _has_head(directory: Path) -> bool:
     config = read_json(directory / "config.json")
     if "registered_name" in config:
         task = directory / "task.json"
-        return task.exists() and str(read_json(task).get("class_name")).endswith("ImageClassifier")
+        has_head = task.exists() and str(read_json(task).get("class_name")).endswith("ImageClassifier")
+        if has_head and not (directory / "task.weights.h5").exists():
+            # keras-hub would give a random head.
+            raise ValueError(f"{directory} describes a head in task.json, but task.weights.h5 is missing.")
+        return has_head
     if "architecture" in config:
         return bool(config.get("num_classes"))
     return "ForImageClassification" in "".join(config.get("architectures") or ())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from vision.preprocessing import Preprocessing
@@ -58,31 +59,22 @@ def class_labels(num_classes: int, names: Sequence[str] | None = None) -> tuple[
 def cut_head(classifier: keras.Model, features: keras.KerasTensor) -> keras.Model:
     """What follows the symbolic `features` in a classifier, with its weights: (B, h, w, D) -> logits (B, K).
 
-    A last softmax or sigmoid is left out and the result is float32 in any precision. The size of the feature map is
-    free where the layers allow it. Tokens (B, N, D) are taken as a map of height 1, as `as_feature_map` gives them.
+    A last softmax or sigmoid is left out, the result is float32 in any precision, and the size of the feature map is
+    left open (see `fits`). Tokens (B, N, D) are taken as a map of height 1, as `as_feature_map` gives them.
     """
     part = keras.Model(features, classifier.output)
     config = part.get_config()
     _in_float32(config)
     _without_activation(config)
-    head = _rebuilt(config, free_size=len(features.shape) == 4)
+    is_map = len(features.shape) == 4
+    if is_map:
+        config["layers"][0]["config"]["batch_shape"] = [None, None, None, features.shape[-1]]
+    head = keras.Model.from_config(config)
     head.set_weights(part.get_weights())
-    if len(features.shape) == 4:
+    if is_map:
         return head
     tokens = keras.Input((1, *features.shape[1:]))
     return keras.Model(tokens, head(layers.Reshape(features.shape[1:])(tokens)), name="head")
-
-
-def _rebuilt(config: dict[str, Any], *, free_size: bool) -> keras.Model:
-    place = config["layers"][0]["config"]
-    fixed = place["batch_shape"]
-    if free_size:
-        place["batch_shape"] = [None, None, None, fixed[-1]]
-        try:
-            return keras.Model.from_config(config)
-        except (ValueError, TypeError):
-            place["batch_shape"] = fixed  # Flattened features, as in VGG, belong to one size.
-    return keras.Model.from_config(config)
 
 
 def _in_float32(config: Any) -> None:
@@ -134,9 +126,9 @@ def as_feature_map(trunk: keras.Model) -> keras.Model:
 
 
 def fits(head: keras.Model, trunk: keras.Model) -> bool:
-    """Whether the head can follow this trunk: some heads belong to one size of feature map."""
+    """Whether the head can follow this trunk: one that flattens, like VGG's, belongs to one size of feature map."""
     try:
-        head(keras.Input(trunk.output_shape[1:]))
+        head(np.zeros((1, *trunk.output_shape[1:]), np.float32))
     except ValueError:
         return False
     return True
