@@ -471,7 +471,7 @@ def test_a_process_stops_at_sigterm_with_its_state_saved(tmp_path):
     for _ in range(4):
         assert child.stdout.readline() == "step\n"
     child.terminate()
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=300)
     assert child.returncode == 1
     assert "TrainingInterrupted: SIGTERM received" in errors
     state = CheckpointDirectory(tmp_path).latest()
