@@ -79,7 +79,7 @@ def _convolved(x: keras.KerasTensor, channels: int, name: str, *, kernel: int, s
 
 
 def _normalised(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-    return layers.BatchNormalization(momentum=0.99, epsilon=_EPSILON, name=f"{name}_norm")(x)
+    return layers.BatchNormalization(momentum=0.95, epsilon=_EPSILON, name=f"{name}_norm")(x)
 
 
 def _inverted_residual(
