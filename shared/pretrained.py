@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -190,3 +190,25 @@ def assign_weights(targets: Mapping[str, keras.Variable], weights: Mapping[str, 
         raise ValueError(f"The checkpoint does not fit the network: {'; '.join(problems[:10])}{more}.")
     for name, variable in targets.items():
         variable.assign(weights[name])
+
+
+def require_safe_config(config: Any, file: Path | str) -> None:
+    """Refuse a Keras configuration that reaches beyond Keras and keras-hub, or that carries code.
+
+    Raises:
+        ValueError: naming what it refers to.
+    """
+    for part in nested_dictionaries(config):
+        module, name = part.get("module"), part.get("class_name")
+        if name == "Lambda" or (module and str(module).split(".")[0] not in ("keras", "keras_hub", "builtins")):
+            raise ValueError(f"{file} refers to {module}.{name}; only layers of Keras and keras-hub are loaded.")
+
+
+def nested_dictionaries(value: Any) -> Iterable[dict[str, Any]]:
+    """Every dictionary within a JSON value, itself included, however deep."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from nested_dictionaries(part)

@@ -34,7 +34,6 @@ class Preprocessing:
     crop_fraction: float = 1.0
     mean: tuple[float, ...] = (127.5, 127.5, 127.5)
     std: tuple[float, ...] = (127.5, 127.5, 127.5)
-    bgr: bool = False
 
     @property
     def channels(self) -> int:

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from shared.pretrained import assign_weights, detect_layout, read_json, read_safetensors, resolve
+from shared.pretrained import (
+    assign_weights,
+    detect_layout,
+    read_json,
+    read_safetensors,
+    require_safe_config,
+    resolve,
+)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "plain_net": {"architecture": {"family": "plain"}},
@@ -177,3 +184,21 @@ def test_assign_weights_is_strict_in_both_directions() -> None:
     assert float(targets["kernel"][0, 0]) == 1.0  # nothing was assigned
     with pytest.raises(ValueError, match="and 4 more"):
         assign_weights({}, {f"w{i}": np.zeros(1) for i in range(14)})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"class_name": "Lambda", "config": {}},
+        {"layers": [{"module": "os", "class_name": "system"}]},
+        {"a": [{"b": {"module": "keras_evil.layers", "class_name": "Dense"}}]},
+    ],
+)
+def test_configurations_reach_nothing_but_keras(config: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="only layers of Keras and keras-hub are loaded"):
+        require_safe_config(config, "config.json")
+
+
+def test_plain_keras_configurations_are_safe() -> None:
+    require_safe_config({}, "config.json")
+    require_safe_config({"module": "keras.layers", "class_name": "Dense", "config": {"units": 3}}, "config.json")

@@ -18,7 +18,7 @@ def picture(height=30, width=50):
     "preprocessing",
     [
         Preprocessing(image_size=16),
-        Preprocessing(image_size=8, resize="crop", interpolation="bicubic", crop_fraction=0.875, bgr=True),
+        Preprocessing(image_size=8, resize="crop", interpolation="bicubic", crop_fraction=0.875),
         Preprocessing(image_size=8, mean=(1.0,), std=(2.0,)),
     ],
 )

@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras import layers
 
 from shared.export import Endpoint
+from shared.pretrained import require_safe_config
 from shared.runtime import current_runtime, float32_policy, seeded
 from vision.models.residual import residual_network
 from vision.preprocessing import Preprocessing, decode_and_prepare
@@ -96,6 +97,7 @@ def rebuilt_network(
         if isinstance(architecture["head"], str):
             head = _new_head(architecture["head"], trunk, num_labels, dropout=config.dropout)
         else:
+            require_safe_config(architecture["head"], "the saved head")
             head = keras.Model.from_config(architecture["head"])
     return _composed(trunk, head, architecture, preprocessing, config)
 

@@ -13,7 +13,7 @@ import io
 import json
 import tempfile
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import keras
 import numpy as np
 from safetensors import SafetensorError
 
-from shared.pretrained import read_json, read_safetensors
+from shared.pretrained import nested_dictionaries, read_json, read_safetensors, require_safe_config
 from vision.models.pretrained import as_feature_map, class_labels, cut_head, move_weights
 from vision.preprocessing import Preprocessing
 
@@ -82,7 +82,7 @@ def _read(directory: Path) -> tuple[keras.Model | None, keras.Model]:
     converted = "registered_name" not in read_json(directory / "config.json")
     for name in _CONFIGS:
         if (directory / name).exists():
-            _require_safe(read_json(directory / name), directory / name)
+            require_safe_config(read_json(directory / name), directory / name)
     kind = keras_hub.models.ImageClassifier if _has_head(directory) else keras_hub.models.Backbone
     try:
         # The converters print what they do.
@@ -129,23 +129,6 @@ def _has_head(directory: Path) -> bool:
     if "architecture" in config:
         return bool(config.get("num_classes"))
     return "ForImageClassification" in "".join(config.get("architectures") or ())
-
-
-def _require_safe(config: Any, file: Path | str) -> None:
-    """Refuse configurations that reach beyond Keras and keras-hub, or that carry code."""
-    for part in _dictionaries(config):
-        module, name = part.get("module"), part.get("class_name")
-        if name == "Lambda" or (module and str(module).split(".")[0] not in ("keras", "keras_hub", "builtins")):
-            raise ValueError(f"{file} refers to {module}.{name}; only layers of Keras and keras-hub are loaded.")
-
-
-def _dictionaries(value: Any) -> Iterable[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for part in value:
-            yield from _dictionaries(part)
 
 
 def _require_all_placed(directory: Path, model: keras.Model) -> None:
@@ -195,7 +178,7 @@ def _features(task: keras.Model) -> keras.KerasTensor:
 def _recipe(backbone: keras.Model) -> dict[str, Any]:
     """The backbone's configuration, JSON-able and without the precision that happens to be set."""
     config: dict[str, Any] = json.loads(json.dumps(keras.saving.serialize_keras_object(backbone)))
-    for part in _dictionaries(config):
+    for part in nested_dictionaries(config):
         for key in ("dtype", "build_config", "compile_config"):
             part.pop(key, None)
     return config
@@ -204,7 +187,7 @@ def _recipe(backbone: keras.Model) -> dict[str, Any]:
 def _backbone(config: Mapping[str, Any], image_size: int) -> keras.Model:
     import keras_hub
 
-    _require_safe(config, "The saved architecture")
+    require_safe_config(config, "The saved architecture")
     kind = keras.saving.get_registered_object(config.get("registered_name"))
     if not (isinstance(kind, type) and issubclass(kind, keras_hub.models.Backbone)):
         raise ValueError(f"{config.get('registered_name')!r} is no backbone of keras-hub.")
