@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from shared.data import (
+    _BUCKET_WINDOW,
     Arrays,
     BadExampleError,
     BadRecord,
@@ -18,6 +19,7 @@ from shared.data import (
     Loading,
     Stages,
     StreamedExamples,
+    _Streams,
     as_source,
     prefetch,
     stack,
@@ -159,8 +161,21 @@ def test_noise_differs_by_example_batch_and_epoch():
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
-def test_each_seed_that_a_config_accepts_works(seed):
-    assert len(values(InputPipeline(numbers(), RANDOM, replace(SHUFFLED, seed=seed)).epoch(2))) == COUNT
+@pytest.mark.parametrize("stages", [RANDOM, BUCKETED], ids=["plain", "bucketed"])
+def test_each_seed_that_a_config_accepts_gives_other_orders(seed, stages):
+    pipeline = InputPipeline(numbers(), stages, replace(SHUFFLED, seed=seed))
+    orders = {tuple(values(pipeline.epoch(epoch))) for epoch in range(4)}
+    assert len(orders) == 4
+    assert all(sorted(order) == list(range(COUNT)) for order in orders)
+
+
+def test_each_window_of_buckets_is_shuffled_in_its_own_order(monkeypatch):
+    monkeypatch.setattr(InputPipeline, "_order", lambda self, epoch, count: np.arange(count))
+    stages = Stages(encode=encode, length=lambda arrays: 0)
+    batches = InputPipeline(numbers(4 * _BUCKET_WINDOW), stages, replace(SHUFFLED, batch_size=2)).epoch()
+    order = np.array(values(batches)).reshape(2, 2 * _BUCKET_WINDOW)
+    assert sorted(order[0]) == list(range(2 * _BUCKET_WINDOW))
+    assert list(order[0] + 2 * _BUCKET_WINDOW) != list(order[1])
 
 
 def test_a_stream_longer_than_its_buffer_is_shuffled_whole(monkeypatch):
@@ -382,3 +397,13 @@ def test_two_epochs_may_run_at_once():
     pairs = list(zip(pipeline.epoch(0), pipeline.epoch(0), strict=True))
     assert_equal_batches([left for left, _ in pairs], expected)
     assert_equal_batches([right for _, right in pairs], expected)
+
+
+@pytest.mark.parametrize("key", [[0, 0], [3, 5], [(7 << 32) + 2, (1 << 63) + 9]])
+def test_a_stream_is_that_of_a_new_generator(key: list[int]) -> None:
+    streams, key = _Streams(), np.array(key, np.uint64)
+    streams.generator(np.array([1, 1], np.uint64)).integers(0, 9, 3, np.uint8)  # leaves half a word behind
+    for _ in range(2):
+        rng, new = streams.generator(key), np.random.Generator(np.random.Philox(key=key))
+        assert rng.random(5).tolist() == new.random(5).tolist()
+        assert rng.integers(0, 99, 3, np.uint8).tolist() == new.integers(0, 99, 3, np.uint8).tolist()

@@ -30,7 +30,8 @@ def residual_network(image_size: int, channels: int, *, width: int = 32, depth: 
     """
     images = keras.Input((image_size, image_size, channels), name="normalised")
     x = layers.Conv2D(width, 3, padding="same", use_bias=False, name="stem")(images)
-    x = layers.MaxPooling2D(2, name="stem_pool")(_activated(x, "stem"))
+    # Pooled before it is normalised: the largest of four stays the largest, and the rest has a quarter of the work.
+    x = _activated(layers.MaxPooling2D(2, name="stem_pool")(x), "stem")
     stages = _num_stages(x.shape[1])
     for stage in range(stages):
         for block in range(depth):
