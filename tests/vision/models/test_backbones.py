@@ -47,11 +47,15 @@ def logits_of_rebuilt(preset: PretrainedClassifier, values: np.ndarray) -> np.nd
 
 
 def randomised(model: keras.Model) -> keras.Model:
-    """Statistics of normalisation and biases other than their initial 0 and 1, so that a mix-up shows."""
+    """The same weights each time; statistics of normalisation and biases not 0 and 1, so that a mix-up shows."""
     rng = np.random.default_rng(0)
     for variable in model.variables:
-        if len(variable.shape) == 1 and "seed" not in variable.path:
+        if "seed" in variable.path:
+            continue
+        if len(variable.shape) == 1:
             variable.assign(variable + rng.uniform(0.0, 0.3, variable.shape))
+        else:
+            variable.assign(rng.normal(0.0, np.std(variable), variable.shape))
     return model
 
 
