@@ -42,7 +42,7 @@ def details(metrics: Any, pictures: Path | None) -> Sequence[str]:
 def _draw(metrics: Any, labels: list[str], pictures: Path) -> Path:
     import cv2
 
-    from vision.metrics import draw_confusion_matrix
+    from shared.classification_metrics import draw_confusion_matrix
 
     pictures.mkdir(parents=True, exist_ok=True)
     target = pictures / "confusion_matrix.png"

@@ -81,7 +81,7 @@ def _logistic_regression(train_x: Any, train_y: Any, test_x: Any, test_y: Any) -
 def _write_pictures(output: Path, metrics: Any, images: Any, labels: Any, answers: Any) -> None:
     import cv2
 
-    from vision.metrics import draw_confusion_matrix
+    from shared.classification_metrics import draw_confusion_matrix
 
     names = [row["label"] for row in metrics.details["per_class"]]
     confusion = draw_confusion_matrix(metrics.details["confusion_matrix"], names)

@@ -16,11 +16,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vision.classification import Classification, ImageClassifier, ImageClassifierConfig
+    from shared.classification import Classification
+    from vision.classification import ImageClassifier, ImageClassifierConfig
     from vision.data import read_idx, read_image_csv, read_image_folder, read_images
 
 _HOMES = {
-    "Classification": "vision.classification",
+    "Classification": "shared.classification",
     "ImageClassifier": "vision.classification",
     "ImageClassifierConfig": "vision.classification",
     "read_idx": "vision.data",

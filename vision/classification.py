@@ -6,7 +6,7 @@ effect before them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import cv2
 import numpy as np
 
+from shared.classification import Classification, ClassLabels, class_names
 from shared.config import Config, option
 from shared.data import Arrays, Examples, InputPipeline, Loading, Source, Stages, as_source
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
 from shared.vocabulary import Vocabulary
-from vision import metrics as vision_metrics
 from vision.augmentation import Augmentation, cutmix, mixup, smallest_useful_side
 from vision.images import decode_image
 from vision.preprocessing import Preprocessing, prepare_image
@@ -68,31 +68,6 @@ class ImageClassifierConfig(Config):
     mixup: float = option(0.0, "alpha of MixUp; 0 is off", minimum=0.0)
     cutmix: float = option(0.0, "alpha of CutMix; 0 is off", minimum=0.0)
     seed: int = option(0, "seed of the initial weights", minimum=0)
-
-
-@dataclass(frozen=True)
-class Classification:
-    """Answer for one image: classes by falling probability.
-
-    Single-label: the k most probable classes. Multi-label: the classes that reach the threshold, maybe none.
-    """
-
-    labels: tuple[str, ...]
-    probabilities: tuple[float, ...]
-
-    @property
-    def label(self) -> str | None:
-        """The most probable class; None where a multi-label answer is empty."""
-        return self.labels[0] if self.labels else None
-
-    @property
-    def probability(self) -> float | None:
-        """Probability of `label`."""
-        return self.probabilities[0] if self.probabilities else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return {"labels": list(self.labels), "probabilities": [round(p, 6) for p in self.probabilities]}
 
 
 class ImageClassifier(Pipeline):
@@ -193,7 +168,7 @@ class ImageClassifier(Pipeline):
         loading = Loading(batch_size=batch_size, max_bad_share=0.0)
         batches = InputPipeline(Examples(inputs, [None] * len(inputs)), stages, loading)
         probabilities = np.concatenate([self._probabilities(batch["images"]) for batch in batches.epoch()])
-        return [self._answer(row, top_k) for row in probabilities]
+        return [Classification(*self._classes.ranked(row, top_k)) for row in probabilities]
 
     def training_task(
         self, train: Any, training: TrainingConfig, *, validate: Callable[[], Metrics] | None = None
@@ -203,7 +178,7 @@ class ImageClassifier(Pipeline):
 
         source = as_source(train, name="train")
         if self.labels is None:
-            self.labels = _labels_of(source, multi_label=self.config.multi_label)
+            self.labels = class_names(source, multi_label=self.config.multi_label)
         network = self._ensure_network(len(self.labels))
 
         def set_head_only(on: bool) -> None:
@@ -214,7 +189,7 @@ class ImageClassifier(Pipeline):
         batches = InputPipeline(source, self._training_stages(), loading)
         return TrainingTask(
             model=network.model,
-            loss=self._loss(training, self._class_weights(source)),
+            loss=self._loss(training, source),
             batches=batches,
             validate=validate,
             set_head_only=set_head_only,
@@ -246,14 +221,14 @@ class ImageClassifier(Pipeline):
         return prepare_image(decode_image(image), self.preprocessing)
 
     def _encode_for_evaluation(self, image: Any, target: Any) -> Arrays:
-        return {"images": self._prepared(image), "targets": self._target(target)}
+        return {"images": self._prepared(image), "targets": self._classes.encode(target)}
 
     def _encode_for_training(self, image: Any, target: Any) -> Arrays:
         if self._crop == "resized":
             # The random crop takes its pixels from the image as it is, or as small as the smallest crop can use.
             min_side = smallest_useful_side(self.config.image_size, self.config.crop_scale)
             pixels = _with_channels(decode_image(image, min_side=min_side), self.config.channels)
-            return {"images": pixels, "targets": self._target(target)}
+            return {"images": pixels, "targets": self._classes.encode(target)}
         return self._encode_for_evaluation(image, target)
 
     @property
@@ -261,32 +236,6 @@ class ImageClassifier(Pipeline):
         if self.config.crop != "auto":
             return self.config.crop
         return "shift" if self.config.image_size < 64 else "resized"
-
-    def _target(self, target: Any) -> np.ndarray:
-        """Class number (int32 scalar), or for multi-label classes one 0/1 per class (float32)."""
-        assert self.labels is not None
-        if not self.config.multi_label:
-            return np.asarray(self._class_number(target), np.int32)
-        if isinstance(target, np.ndarray) and target.shape == (len(self.labels),):
-            return target.astype(np.float32)
-        hot = np.zeros(len(self.labels), np.float32)
-        hot[[self._class_number(label) for label in _label_set(target)]] = 1.0
-        return hot
-
-    def _class_number(self, target: Any) -> int:
-        assert self.labels is not None
-        if isinstance(target, bytes):
-            target = target.decode()
-        if isinstance(target, int | np.integer):
-            if 0 <= target < len(self.labels):
-                return int(target)
-        elif target in self.labels:
-            return int(self.labels.encode([target])[0])
-        known = ", ".join(map(str, list(self.labels)[:5])) + (", ..." if len(self.labels) > 5 else "")
-        raise ValueError(
-            f"Label {target!r} is none of the {len(self.labels)} classes of this classifier ({known}). Correct the "
-            'data, or give `labels=` ("from_data" learns them; a preset\'s head is then new).'
-        )
 
     def _training_stages(self) -> Stages:
         config = self.config
@@ -319,60 +268,41 @@ class ImageClassifier(Pipeline):
 
     # Loss, scores, answers.
 
-    def _loss(
-        self, training: TrainingConfig, class_weights: np.ndarray | None
-    ) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
-        from vision.models.classifier import classification_loss
-
+    @property
+    def _classes(self) -> ClassLabels:
         assert self.labels is not None
-        network = self._ensure_network(len(self.labels))
-        return classification_loss(
-            network.model,
-            num_labels=len(self.labels),
-            multi_label=self.config.multi_label,
-            label_smoothing=training.label_smoothing,
-            class_weights=class_weights,
-        )
+        return ClassLabels(self.labels, self.config.multi_label, self.config.threshold)
 
-    def _class_weights(self, source: Any) -> np.ndarray | None:
-        """Weight of each class, total / (classes * count), as scikit-learn's "balanced"."""
-        if self.config.class_weights == "none":
-            return None
-        assert self.labels is not None
-        counts = np.zeros(len(self.labels))
-        for target in _targets(source):
-            counts += self._target(target) if self.config.multi_label else np.eye(len(counts))[self._target(target)]
-        weights: np.ndarray = counts.sum() / (len(counts) * np.maximum(counts, 1.0))
-        return weights.astype(np.float32)
+    def _loss(self, training: TrainingConfig, source: Source) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
+        import tensorflow as tf
+
+        from shared.losses import cross_entropy
+
+        model = self.model
+        balanced = self.config.class_weights == "balanced"
+        weights = self._classes.balanced_weights(source) if balanced else None
+
+        def loss(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+            return cross_entropy(
+                model(tf.cast(batch["images"], tf.float32), training=True),
+                batch["targets"],
+                multi_label=self.config.multi_label,
+                label_smoothing=training.label_smoothing,
+                class_weights=weights,
+            )
+
+        return loss
 
     def _evaluation_batches(self, data: Any, *, cache_gib: float) -> InputPipeline:
         loading = Loading(batch_size=64, cache_bytes=int(cache_gib * _GIB))
         return InputPipeline(as_source(data), Stages(encode=self._encode_for_evaluation), loading)
 
     def _score(self, batches: InputPipeline) -> Metrics:
-        assert self.labels is not None
         scored = [(self._probabilities(batch["images"]), batch["targets"]) for batch in batches.epoch()]
         probabilities, targets = (np.concatenate(part) for part in zip(*scored, strict=True))
-        labels = [str(label) for label in self.labels]
-        details: dict[str, Any] = {"bad_records": batches.bad_records}
-        if self.config.multi_label:
-            chosen = (probabilities >= self.config.threshold).astype(np.int64)
-            truth = targets.astype(np.int64)
-            table = vision_metrics.multi_label_table(chosen, truth, labels)
-            values = {
-                "macro_f1": vision_metrics.macro_f1(table),
-                "accuracy": float(np.mean(np.all(chosen == truth, axis=1))),
-            }
-        else:
-            matrix = vision_metrics.confusion_matrix(targets, probabilities.argmax(axis=1), len(labels))
-            table = vision_metrics.per_class_table(matrix, labels)
-            details["confusion_matrix"] = matrix
-            values = {
-                "accuracy": vision_metrics.accuracy(probabilities, targets),
-                "top_5_accuracy": vision_metrics.top_k_accuracy(probabilities, targets, 5),
-                "macro_f1": vision_metrics.macro_f1(table),
-            }
-        return Metrics(values, details={**details, "per_class": table})
+        metrics = self._classes.score(probabilities, targets)
+        metrics.details["bad_records"] = batches.bad_records
+        return metrics
 
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 images (B, S, S, C) -> float32 probabilities (B, number of labels)."""
@@ -381,16 +311,6 @@ class ImageClassifier(Pipeline):
         if self._predictor is None:
             self._predictor = probability_function(self.model, self.config)
         return self._predictor(images)
-
-    def _answer(self, probabilities: np.ndarray, top_k: int) -> Classification:
-        assert self.labels is not None
-        order = np.argsort(-probabilities, kind="stable")
-        if self.config.multi_label:
-            order = order[: int(np.sum(probabilities >= self.config.threshold))]
-        else:
-            order = order[:top_k]
-        names = tuple(str(label) for label in self.labels.decode(order))
-        return Classification(names, tuple(float(probabilities[i]) for i in order))
 
     # Network and files.
 
@@ -482,36 +402,3 @@ def _training_loading(training: TrainingConfig) -> Loading:
 def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
     """uint8 RGB (H, W, 3) -> (H, W, channels)."""
     return image if channels == 3 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
-
-
-def _label_set(target: Any) -> tuple[Any, ...]:
-    if isinstance(target, tuple | list):
-        return tuple(target)
-    raise TypeError(
-        f"A multi-label target is a tuple of labels or a 0/1 array with one entry per class; received {target!r}."
-    )
-
-
-def _targets(source: Source) -> Iterator[Any]:
-    """All targets of a source; a dataset is read through once for them."""
-    return iter(source.targets) if isinstance(source, Examples) else (target for _, target in source)
-
-
-def _labels_of(source: Source, *, multi_label: bool) -> Vocabulary:
-    """The classes that occur, sorted; class numbers as they come from TFDS give "0", "1", ..."""
-    values: set[Any] = set()
-    for target in _targets(source):
-        values.update(_label_set(target) if multi_label else (_plain_label(target),))
-    if all(isinstance(value, int) for value in values):
-        return Vocabulary(str(number) for number in range(max(values) + 1))
-    return Vocabulary(sorted(values))
-
-
-def _plain_label(target: Any) -> Any:
-    if isinstance(target, bytes):
-        return target.decode()
-    if isinstance(target, np.integer):
-        return int(target)
-    if not isinstance(target, str | int):
-        raise TypeError(f"A target is a label (str) or a class number (int); received {type(target).__name__}.")
-    return target

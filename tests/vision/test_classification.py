@@ -146,7 +146,7 @@ def test_balanced_class_weights_are_those_of_scikit_learn() -> None:
     classifier = ImageClassifier(ImageClassifierConfig(image_size=16, width=4, class_weights="balanced"))
     classifier.training_task(examples, TrainingConfig())
     expected = compute_class_weight("balanced", classes=np.array(["bar", "disc", "square"]), y=np.array(names))
-    np.testing.assert_allclose(classifier._class_weights(examples), expected, rtol=1e-6)
+    np.testing.assert_allclose(classifier._classes.balanced_weights(examples), expected, rtol=1e-6)
 
 
 def test_bad_files_are_skipped_reported_and_limited(tmp_path: Path) -> None:

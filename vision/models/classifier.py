@@ -191,40 +191,6 @@ def _leaves(model: keras.Model) -> list[keras.layers.Layer]:
     ]
 
 
-def classification_loss(
-    model: keras.Model,
-    *,
-    num_labels: int,
-    multi_label: bool,
-    label_smoothing: float,
-    class_weights: np.ndarray | None,
-) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
-    """Mean cross-entropy of a batch {"images": (B, S, S, C), "targets": (B,) int or (B, K) float}, a scalar.
-
-    Softmax for one label, sigmoid per class for many. `label_smoothing` is that of Szegedy et al. 2016
-    (arXiv:1512.00567, section 7). `class_weights` (K,) multiply each example's loss by the weight of its classes.
-    """
-
-    def loss(batch: dict[str, tf.Tensor]) -> tf.Tensor:
-        logits = tf.cast(model(tf.cast(batch["images"], tf.float32), training=True), tf.float32)
-        targets = batch["targets"]
-        if targets.shape.rank == 1:
-            targets = tf.one_hot(targets, num_labels)
-        if multi_label:
-            smoothed = targets * (1 - label_smoothing) + label_smoothing / 2
-            elementwise = tf.nn.sigmoid_cross_entropy_with_logits(smoothed, logits)
-            if class_weights is not None:
-                elementwise *= class_weights
-            return tf.reduce_mean(elementwise)
-        smoothed = targets * (1 - label_smoothing) + label_smoothing / num_labels
-        losses = tf.nn.softmax_cross_entropy_with_logits(smoothed, logits)
-        if class_weights is not None:
-            losses *= tf.linalg.matvec(targets, tf.constant(class_weights))
-        return tf.reduce_mean(losses)
-
-    return loss
-
-
 def probabilities(model: keras.Model, images: tf.Tensor, config: ImageClassifierConfig) -> tf.Tensor:
     """Images (B, S, S, C), any numeric type -> float32 probabilities (B, K)."""
     images = tf.cast(images, tf.float32)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from vision.metrics import (
+from shared.classification_metrics import (
     accuracy,
     confusion_matrix,
     draw_confusion_matrix,

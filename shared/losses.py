@@ -1,0 +1,33 @@
+"""Losses that several tasks share."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+
+def cross_entropy(
+    logits: tf.Tensor,
+    targets: tf.Tensor,
+    *,
+    multi_label: bool = False,
+    label_smoothing: float = 0.0,
+    class_weights: np.ndarray | None = None,
+) -> tf.Tensor:
+    """Mean cross-entropy of logits (B, K) and targets, class numbers (B,) or shares (B, K); a float32 scalar.
+
+    Softmax for one label, sigmoid per class for many. `label_smoothing` is that of Szegedy et al. 2016
+    (arXiv:1512.00567, section 7). `class_weights` (K,) multiply each example's loss by the weight of its classes.
+    """
+    logits, num_labels = tf.cast(logits, tf.float32), logits.shape[-1]
+    if targets.shape.rank == 1:
+        targets = tf.one_hot(targets, num_labels)
+    if multi_label:
+        smoothed = targets * (1 - label_smoothing) + label_smoothing / 2
+        elementwise = tf.nn.sigmoid_cross_entropy_with_logits(smoothed, logits)
+        return tf.reduce_mean(elementwise if class_weights is None else elementwise * class_weights)
+    smoothed = targets * (1 - label_smoothing) + label_smoothing / num_labels
+    losses = tf.nn.softmax_cross_entropy_with_logits(smoothed, logits)
+    if class_weights is not None:
+        losses *= tf.linalg.matvec(targets, tf.constant(class_weights))
+    return tf.reduce_mean(losses)
