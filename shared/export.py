@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,28 +51,32 @@ class ExportReport:
 class Endpoint:
     """One function of an export, from named tensors to one float32 tensor, and examples to try it on.
 
-    `expected` is what `predict` gives for `example`, an array with the batch first.
+    `signature` has a spec with a name for each argument, `example` an array for each, the batch first. `expected` is
+    what `predict` gives for the example.
     """
 
-    function: Callable[[tf.Tensor], tf.Tensor]
-    signature: tf.TensorSpec
-    example: np.ndarray
+    function: Callable[..., tf.Tensor]
+    signature: tuple[tf.TensorSpec, ...]
+    example: tuple[np.ndarray, ...]
     expected: np.ndarray
 
 
-def export_saved_model(path: Path, endpoints: Mapping[str, Endpoint], *, track: keras.Model) -> ExportReport:
-    """Write a SavedModel whose first endpoint is also the default signature; every endpoint is run once."""
+def export_saved_model(path: Path, endpoints: Mapping[str, Endpoint], *, track: Sequence[tf.Module]) -> ExportReport:
+    """Write a SavedModel whose first endpoint is also the default signature; every endpoint is run once.
+
+    `track` has the model and whatever else the endpoints use that holds variables or lookup tables.
+    """
     with _fresh(path) as fresh:
         _write_archive(fresh, endpoints, track)
     loaded = tf.saved_model.load(str(path))
     differences = [
-        _difference(getattr(loaded, name)(tf.convert_to_tensor(endpoint.example)).numpy(), endpoint)
+        _difference(getattr(loaded, name)(*map(tf.convert_to_tensor, endpoint.example)).numpy(), endpoint)
         for name, endpoint in endpoints.items()
     ]
     return _report("saved_model", path, endpoints, max(differences))
 
 
-def export_litert(path: Path, endpoint: Endpoint, *, track: keras.Model) -> ExportReport:
+def export_litert(path: Path, endpoint: Endpoint, *, track: Sequence[tf.Module]) -> ExportReport:
     """Write a LiteRT (TensorFlow Lite) flatbuffer with built-in operations only.
 
     Raises:
@@ -85,14 +89,10 @@ def export_litert(path: Path, endpoint: Endpoint, *, track: keras.Model) -> Expo
         _write_archive(saved, {"serve": endpoint}, track)
         fresh.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(saved)).convert())
     interpreter = interpreter_class(model_path=str(path))
-    (entry,) = interpreter.get_input_details()
-    interpreter.resize_tensor_input(entry["index"], endpoint.example.shape)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(entry["index"], endpoint.example)
-    interpreter.invoke()
-    (result,) = interpreter.get_output_details()
-    difference = _difference(interpreter.get_tensor(result["index"]), endpoint)
-    return _report("litert", path, {entry["name"]: endpoint}, difference)
+    # By signature, whose runner knows the inputs by their names and brings them to the sizes of the examples.
+    (outputs,) = interpreter.get_signature_runner()(**_feed(endpoint)).values()
+    difference = _difference(outputs, endpoint)
+    return _report("litert", path, {"serve": endpoint}, difference)
 
 
 def export_onnx(path: Path, endpoint: Endpoint) -> ExportReport:
@@ -102,22 +102,27 @@ def export_onnx(path: Path, endpoint: Endpoint) -> ExportReport:
         ImportError: where `tf2onnx` or `onnxruntime` is not installed; the message says how to.
     """
     tf2onnx, runtime = _imported("tf2onnx"), _imported("onnxruntime")
-    function = tf.function(endpoint.function, input_signature=[endpoint.signature], autograph=False)
+    signature = list(endpoint.signature)
+    function = tf.function(endpoint.function, input_signature=signature, autograph=False)
     with _quiet(), _fresh(path) as fresh:
-        proto, _ = tf2onnx.convert.from_function(function, input_signature=[endpoint.signature], opset=_ONNX_OPSET)
+        proto, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=_ONNX_OPSET)
         fresh.write_bytes(proto.SerializeToString())
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    difference = _difference(session.run(None, {name: endpoint.example})[0], endpoint)
-    return _report("onnx", path, {name: endpoint}, difference)
+    difference = _difference(session.run(None, _feed(endpoint))[0], endpoint)
+    return _report("onnx", path, {"serve": endpoint}, difference)
 
 
-def _write_archive(path: Path, endpoints: Mapping[str, Endpoint], track: keras.Model) -> None:
+def _write_archive(path: Path, endpoints: Mapping[str, Endpoint], track: Sequence[tf.Module]) -> None:
     archive = keras.export.ExportArchive()
-    archive.track(track)
+    for part in track:
+        archive.track(part)
     for name, endpoint in endpoints.items():
-        archive.add_endpoint(name, endpoint.function, input_signature=[endpoint.signature])
+        archive.add_endpoint(name, endpoint.function, input_signature=list(endpoint.signature))
     archive.write_out(str(path), verbose=False)
+
+
+def _feed(endpoint: Endpoint) -> dict[str, np.ndarray]:
+    return {spec.name: array for spec, array in zip(endpoint.signature, endpoint.example, strict=True)}
 
 
 def _difference(output: np.ndarray, endpoint: Endpoint) -> float:
@@ -130,8 +135,11 @@ def _report(format: str, path: Path, endpoints: Mapping[str, Endpoint], differen
         path=str(path),
         num_bytes=_num_bytes(path),
         max_difference=difference,
-        num_examples=len(next(iter(endpoints.values())).example),
-        inputs={name: f"{e.signature.dtype.name} {e.signature.shape}" for name, e in endpoints.items()},
+        num_examples=len(next(iter(endpoints.values())).expected),
+        inputs={
+            name: ", ".join(f"{spec.name} {spec.dtype.name} {spec.shape}" for spec in endpoint.signature)
+            for name, endpoint in endpoints.items()
+        },
     )
     logger.info("%s", report)
     return report

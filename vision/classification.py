@@ -174,6 +174,7 @@ class ImageClassifier(Pipeline):
         self, train: Any, training: TrainingConfig, *, validate: Callable[[], Metrics] | None = None
     ) -> TrainingTask:
         """What the training loop, and the learning-rate finder, need: model, loss and batches for `train`."""
+        from shared.fine_tuning import rate_factors, set_trainable
         from shared.training import TrainingTask
 
         source = as_source(train, name="train")
@@ -182,7 +183,9 @@ class ImageClassifier(Pipeline):
         network = self._ensure_network(len(self.labels))
 
         def set_head_only(on: bool) -> None:
-            network.set_trainable(head_only=on, norms=not training.freeze_norms, first_group=training.freeze_groups)
+            set_trainable(
+                network.trunk, head_only=on, norms=not training.freeze_norms, first_group=training.freeze_groups
+            )
 
         set_head_only(False)
         loading = _training_loading(training)
@@ -193,7 +196,7 @@ class ImageClassifier(Pipeline):
             batches=batches,
             validate=validate,
             set_head_only=set_head_only,
-            rate_factors=network.rate_factors(training.layer_decay),
+            rate_factors=rate_factors(self.model, network.trunk, training.layer_decay),
             fingerprint={**self.config.to_dict(), "labels": list(self.labels), "num_examples": batches.num_examples},
         )
 
@@ -361,9 +364,9 @@ class ImageClassifier(Pipeline):
             expected=self._probabilities(np.stack([self._prepared(image) for image in encoded])),
         )
         if format == "saved_model":
-            return export_saved_model(path, endpoints, track=model)
+            return export_saved_model(path, endpoints, track=[model])
         if format == "litert":
-            return export_litert(path, endpoints["serve_images"], track=model)
+            return export_litert(path, endpoints["serve_images"], track=[model])
         return export_onnx(path, endpoints["serve_images"])
 
 

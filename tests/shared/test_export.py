@@ -20,17 +20,17 @@ def model():
 def endpoint(model, *, off_by=0.0):
     return Endpoint(
         function=lambda x: model(x, training=False),
-        signature=tf.TensorSpec((None, 4), tf.float32, name="features"),
-        example=INPUTS,
+        signature=(tf.TensorSpec((None, 4), tf.float32, name="features"),),
+        example=(INPUTS,),
         expected=model(INPUTS).numpy() + off_by,
     )
 
 
 def written(format, path, model, **options):
     if format == "saved_model":
-        return export_saved_model(path, {"serve": endpoint(model, **options)}, track=model)
+        return export_saved_model(path, {"serve": endpoint(model, **options)}, track=[model])
     if format == "litert":
-        return export_litert(path, endpoint(model, **options), track=model)
+        return export_litert(path, endpoint(model, **options), track=[model])
     return export_onnx(path, endpoint(model, **options))
 
 
@@ -43,9 +43,33 @@ def test_the_report_says_what_was_written(tmp_path, model, format):
     assert report.max_difference < 1e-5
     assert report.num_bytes > 100
     assert report.num_examples == 3
-    assert list(report.inputs.values()) == ["float32 (None, 4)"]
+    assert list(report.inputs.values()) == ["features float32 (None, 4)"]
     assert "largest difference" in str(report)
     assert report.to_dict()["path"] == str(tmp_path / "new" / "export")
+
+
+@pytest.mark.parametrize("format", ["saved_model", "litert", "onnx"])
+def test_inputs_go_where_their_names_say(tmp_path, format):
+    names = ("zoom", "area")  # neither in the order of the alphabet nor of one shape
+    inputs = {name: keras.Input((width,), name=name) for name, width in zip(names, (4, 3), strict=True)}
+    outputs = keras.layers.Dense(2)(inputs["zoom"]) - keras.layers.Dense(2)(inputs["area"])
+    network = keras.Model(inputs, outputs)
+    arrays = {"zoom": INPUTS, "area": INPUTS[:, :3] * 2}
+    two_inputs = Endpoint(
+        function=lambda zoom, area: network({"zoom": zoom, "area": area}, training=False),
+        signature=tuple(tf.TensorSpec((None, a.shape[1]), tf.float32, name=n) for n, a in arrays.items()),
+        example=tuple(arrays.values()),
+        expected=network(arrays).numpy(),
+    )
+    path = tmp_path / "export"
+    if format == "saved_model":
+        report = export_saved_model(path, {"serve": two_inputs}, track=[network])
+    elif format == "litert":
+        report = export_litert(path, two_inputs, track=[network])
+    else:
+        report = export_onnx(path, two_inputs)
+    assert report.max_difference < 1e-5
+    assert report.inputs["serve"] == "zoom float32 (None, 4), area float32 (None, 3)"
 
 
 @pytest.mark.parametrize("format", ["saved_model", "litert", "onnx"])

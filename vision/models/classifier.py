@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from vision.classification import ImageClassifierConfig
     from vision.models.backbones import PretrainedClassifier
 
-# The trunk's layers are divided by depth into this many groups, each with a learning rate of its own when
-# `layer_decay` is below 1 (Howard and Ruder 2018, arXiv:1801.06146, "discriminative fine-tuning").
-_NUM_LAYER_GROUPS = 6
-
 # Windows of a grid head in each direction.
 _GRID = 3
 
@@ -51,29 +47,6 @@ class ClassifierNetwork:
         with current_runtime().scope(), seeded(config.seed):
             head = _new_head(config.pooling, self.trunk, num_labels, dropout=config.dropout)
         return _composed(self.trunk, head, self.architecture | {"head": config.pooling}, self.preprocessing, config)
-
-    def set_trainable(self, *, head_only: bool, norms: bool, first_group: int) -> None:
-        """Say which layers of the trunk are trained; the head always is.
-
-        Args:
-            head_only: none of them.
-            norms: batch normalisation too; otherwise it keeps its scales and statistics.
-            first_group: the lowest of the layer groups that is trained.
-        """
-        for group, group_layers in enumerate(_layer_groups(self.trunk)):
-            for layer in group_layers:
-                is_norm = isinstance(layer, layers.BatchNormalization)
-                layer.trainable = not head_only and group >= first_group and (norms or not is_norm)
-
-    def rate_factors(self, layer_decay: float) -> list[float]:
-        """Factor on the learning rate of each trainable variable: 1 for the head, less for lower layers."""
-        assert self.model is not None
-        groups = enumerate(_layer_groups(self.trunk))
-        depth = {id(v): group for group, group_layers in groups for layer in group_layers for v in layer.variables}
-        return [
-            layer_decay ** (_NUM_LAYER_GROUPS - depth[id(v)]) if id(v) in depth else 1.0
-            for v in self.model.trainable_variables
-        ]
 
 
 def residual_classifier(config: ImageClassifierConfig, num_labels: int) -> ClassifierNetwork:
@@ -177,20 +150,6 @@ def _normalisation(preprocessing: Preprocessing) -> keras.layers.Layer:
     return layers.Rescaling((1 / std).tolist(), (-mean / std).tolist(), dtype="float32", name="normalisation")
 
 
-def _layer_groups(trunk: keras.Model) -> list[list[keras.layers.Layer]]:
-    weighted = [layer for layer in _leaves(trunk) if layer.variables]
-    return [list(part) for part in np.array_split(np.asarray(weighted, dtype=object), _NUM_LAYER_GROUPS)]
-
-
-def _leaves(model: keras.Model) -> list[keras.layers.Layer]:
-    """Layers without layers of their own, in the order of the forward pass."""
-    return [
-        layer
-        for layer in model._flatten_layers(include_self=False)
-        if not any(layer._flatten_layers(include_self=False))
-    ]
-
-
 def probabilities(model: keras.Model, images: tf.Tensor, config: ImageClassifierConfig) -> tf.Tensor:
     """Images (B, S, S, C), any numeric type -> float32 probabilities (B, K)."""
     images = tf.cast(images, tf.float32)
@@ -263,14 +222,14 @@ def serving_endpoints(
     return {
         "serve": Endpoint(
             function=from_encoded,
-            signature=tf.TensorSpec((None,), tf.string, name="encoded_images"),
-            example=np.asarray(encoded, dtype=object),
+            signature=(tf.TensorSpec((None,), tf.string, name="encoded_images"),),
+            example=(np.asarray(encoded, dtype=object),),
             expected=expected,
         ),
         "serve_images": Endpoint(
             function=from_images,
-            signature=tf.TensorSpec((None, size, size, channels), tf.uint8, name="images"),
-            example=prepared,
+            signature=(tf.TensorSpec((None, size, size, channels), tf.uint8, name="images"),),
+            example=(prepared,),
             expected=expected,
         ),
     }

@@ -1,0 +1,49 @@
+"""Layer groups of a pretrained trunk: which of them are trained, and how fast (all domains)."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+# A trunk's layers are divided by depth into this many groups, each with a learning rate of its own when `layer_decay`
+# is below 1 (Howard and Ruder 2018, arXiv:1801.06146, "discriminative fine-tuning").
+NUM_LAYER_GROUPS = 6
+
+
+def layer_groups(trunk: keras.Model) -> list[list[keras.layers.Layer]]:
+    """The layers that have weights, in the order of the forward pass, in six groups of about equal number."""
+    weighted = [layer for layer in _leaves(trunk) if layer.variables]
+    return [list(part) for part in np.array_split(np.asarray(weighted, dtype=object), NUM_LAYER_GROUPS)]
+
+
+def set_trainable(trunk: keras.Model, *, head_only: bool, norms: bool, first_group: int) -> None:
+    """Say which layers of the trunk are trained; the head always is.
+
+    Args:
+        trunk: the pretrained part of a network.
+        head_only: none of the trunk's layers.
+        norms: batch normalisation too; otherwise it keeps its scales and statistics.
+        first_group: the lowest of the layer groups that is trained.
+    """
+    for group, members in enumerate(layer_groups(trunk)):
+        for layer in members:
+            is_norm = isinstance(layer, keras.layers.BatchNormalization)
+            layer.trainable = not head_only and group >= first_group and (norms or not is_norm)
+
+
+def rate_factors(model: keras.Model, trunk: keras.Model, layer_decay: float) -> list[float]:
+    """Factor on the learning rate of each trainable variable: 1 outside the trunk, less for its lower layers."""
+    groups = enumerate(layer_groups(trunk))
+    depth = {id(v): group for group, members in groups for layer in members for v in layer.variables}
+    return [
+        layer_decay ** (NUM_LAYER_GROUPS - depth[id(v)]) if id(v) in depth else 1.0 for v in model.trainable_variables
+    ]
+
+
+def _leaves(model: keras.Model) -> list[keras.layers.Layer]:
+    """Layers without layers of their own, in the order of the forward pass."""
+    return [
+        layer
+        for layer in model._flatten_layers(include_self=False)
+        if not any(layer._flatten_layers(include_self=False))
+    ]
