@@ -27,28 +27,9 @@ def read(path: Path, split: str) -> Any:
 
 def details(metrics: Any, pictures: Path | None) -> Sequence[str]:
     """The per-class table as lines; with `pictures`, the confusion matrix is drawn there."""
-    table = metrics.details["per_class"]
-    width = max([5, *(len(row["label"]) for row in table)])
-    lines = [f"{'class':{width}s}  precision  recall      f1  support"]
-    lines += [
-        f"{r['label']:{width}s}  {r['precision']:9.4f}  {r['recall']:6.4f}  {r['f1']:6.4f}  {r['support']:7d}"
-        for r in table
-    ]
-    if pictures is not None and "confusion_matrix" in metrics.details:
-        lines.append(f"confusion matrix drawn in {_draw(metrics, [row['label'] for row in table], pictures)}")
-    return [*lines, ""]
+    from shared.classification_metrics import details_lines
 
-
-def _draw(metrics: Any, labels: list[str], pictures: Path) -> Path:
-    import cv2
-
-    from shared.classification_metrics import draw_confusion_matrix
-
-    pictures.mkdir(parents=True, exist_ok=True)
-    target = pictures / "confusion_matrix.png"
-    picture = draw_confusion_matrix(metrics.details["confusion_matrix"], labels)
-    cv2.imwrite(str(target), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    return target
+    return details_lines(metrics.details, pictures)
 
 
 COMMAND = TaskCommand(

@@ -93,6 +93,7 @@ FLOWERS_TRAINING: dict[str, Any] = {
     "batch_size": 32,
     "learning_rate": 0.001,
     "freeze_epochs": 1,
+    "freeze_groups": 2,
     "layer_decay": 0.9,
     "weight_decay": 0.05,
     "ema_decay": 0.98,

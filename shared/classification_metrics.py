@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -83,6 +84,26 @@ def macro_f1(table: Sequence[dict[str, Any]]) -> float:
     """Mean F1 over the classes that occur, in the targets or in the predictions."""
     occurring = [row["f1"] for row in table if row["support"] or row["predicted"]]
     return float(np.mean(occurring)) if occurring else 0.0
+
+
+def details_lines(details: Mapping[str, Any], pictures: Path | None = None) -> list[str]:
+    """An evaluation's per-class table as lines for a terminal; with `pictures`, the confusion matrix is drawn there."""
+    table = details.get("per_class")
+    if not table:
+        return []
+    width = max(5, *(len(row["label"]) for row in table))
+    lines = [f"{'class':{width}s}  precision  recall      f1  support"]
+    lines += [
+        f"{r['label']:{width}s}  {r['precision']:9.4f}  {r['recall']:6.4f}  {r['f1']:6.4f}  {r['support']:7d}"
+        for r in table
+    ]
+    if pictures is not None and "confusion_matrix" in details:
+        pictures.mkdir(parents=True, exist_ok=True)
+        target = pictures / "confusion_matrix.png"
+        picture = draw_confusion_matrix(details["confusion_matrix"], [row["label"] for row in table])
+        cv2.imwrite(str(target), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        lines.append(f"confusion matrix drawn in {target}")
+    return [*lines, ""]
 
 
 def draw_confusion_matrix(matrix: np.ndarray, labels: Sequence[str]) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import itertools
 import json
 import logging
 import shlex
@@ -15,7 +16,7 @@ import shutil
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -47,7 +48,8 @@ class TaskCommand:
     `pipeline` and `config` are "module:name" and imported when they are needed. `read(path, split)` gives the
     examples at `path`; `split` is "train" or "test". `common` names the config fields that `train --help` shows;
     `--help-all` shows every one. `details` turns an evaluation's details into lines to print, and may write pictures
-    into the directory that it is given.
+    into the directory that it is given. `inputs` turns the inputs of `predict` as they were typed into what the
+    pipeline takes; `baseline(train, validation)` is a line about a simple model, printed beside the result.
     """
 
     name: str
@@ -57,6 +59,9 @@ class TaskCommand:
     read: Callable[[Path, str], Any]
     common: tuple[str, ...]
     details: Callable[[Any, Path | None], Sequence[str]] | None = None
+    inputs: Callable[[Sequence[str]], Iterable[Any]] = iter
+    inputs_help: str = "an input, such as a file"
+    baseline: Callable[[Any, Any], str] | None = None
 
     def pipeline_class(self) -> Any:
         """The pipeline's class."""
@@ -119,6 +124,8 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
     )
     if validation is not None:
         print(f"validation  {pipeline.evaluate(validation)}")
+        if command.baseline is not None:
+            print(f"baseline    {command.baseline(train, validation)}")
     pipeline.save(output)
     shutil.rmtree(checkpoint, ignore_errors=True)
     print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
@@ -164,8 +171,8 @@ def _predict(command: TaskCommand, options: argparse.Namespace, runtime: Runtime
         if options.output is not None:
             stream = stack.enter_context(Path(options.output).open("w", encoding="utf-8"))
         # In portions, so that many inputs need no more memory than a few.
-        for start in range(0, len(options.inputs), _PREDICT_PORTION):
-            portion = options.inputs[start : start + _PREDICT_PORTION]
+        inputs = iter(command.inputs(options.inputs))
+        while portion := list(itertools.islice(inputs, _PREDICT_PORTION)):
             for source, answer in zip(portion, pipeline.predict(portion), strict=True):
                 stream.write(json.dumps({"input": source, **answer.to_dict()}, ensure_ascii=False) + "\n")
 
@@ -223,7 +230,7 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
     predict.add_argument("--model", metavar="DIR", help="a saved pipeline")
     predict.add_argument("--preset", metavar="REF", help="a preset with a head, instead of a saved pipeline")
     predict.add_argument("--output", metavar="FILE", help="write there instead of to stdout")
-    predict.add_argument("inputs", nargs="+", metavar="INPUT", help="an input, such as a file")
+    predict.add_argument("inputs", nargs="+", metavar="INPUT", help=command.inputs_help)
     export = add_verb("export", "write a form that runs without Triptych")
     export.add_argument("--model", required=True, metavar="DIR", help="a saved pipeline")
     export.add_argument("--format", choices=get_args(ExportFormat), default="saved_model", help="default: saved_model")

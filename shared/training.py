@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from shared.checkpoint import CheckpointDirectory, TrainingState, pack, unpack
-from shared.data import Arrays, InputPipeline
+from shared.data import Arrays, InputPipeline, Loading
 from shared.optimizers import build_optimizer, build_schedule
 from shared.pipeline import FitOptions, History, Metrics, TrainingInterrupted
 from shared.progress import Progress, TrainingLog
@@ -62,6 +62,18 @@ def run_training(task: TrainingTask, options: FitOptions) -> History:
         ValueError: when a state cannot be resumed by this run, or would be overwritten by it.
     """
     return _Run(task, options).run()
+
+
+def training_loading(training: TrainingConfig) -> Loading:
+    """How the examples of a training run are loaded: shuffled, in whole batches, for all replicas together."""
+    return Loading(
+        batch_size=training.batch_size * current_runtime().num_replicas,
+        shuffle=True,
+        seed=training.seed,
+        drop_remainder=True,
+        cache_bytes=int(training.cache_gib * (1 << 30)),
+        max_bad_share=training.max_bad_share,
+    )
 
 
 class TrainStep:

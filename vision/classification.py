@@ -175,7 +175,7 @@ class ImageClassifier(Pipeline):
     ) -> TrainingTask:
         """What the training loop, and the learning-rate finder, need: model, loss and batches for `train`."""
         from shared.fine_tuning import rate_factors, set_trainable
-        from shared.training import TrainingTask
+        from shared.training import TrainingTask, training_loading
 
         source = as_source(train, name="train")
         if self.labels is None:
@@ -188,8 +188,7 @@ class ImageClassifier(Pipeline):
             )
 
         set_head_only(False)
-        loading = _training_loading(training)
-        batches = InputPipeline(source, self._training_stages(), loading)
+        batches = InputPipeline(source, self._training_stages(), training_loading(training))
         return TrainingTask(
             model=network.model,
             loss=self._loss(training, source),
@@ -387,19 +386,6 @@ def _load_preset(ref: str | Path, image_size: int | None) -> PretrainedClassifie
     from vision.presets import PRESETS
 
     return load_pretrained_classifier(resolve(ref, PRESETS), image_size)
-
-
-def _training_loading(training: TrainingConfig) -> Loading:
-    from shared.runtime import current_runtime
-
-    return Loading(
-        batch_size=training.batch_size * current_runtime().num_replicas,
-        shuffle=True,
-        seed=training.seed,
-        drop_remainder=True,
-        cache_bytes=int(training.cache_gib * _GIB),
-        max_bad_share=training.max_bad_share,
-    )
 
 
 def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -1,0 +1,77 @@
+"""Train, evaluate, run and export text classifiers.
+
+    python scripts/text_classification.py train --train reviews.csv --validation held-out.csv \
+        --preset minilm_l6 --labels from_data --output reviews-model
+    python scripts/text_classification.py predict --model reviews-model "a fine film" @more.txt
+
+A data path is a CSV, TSV or JSON-lines file with columns text (and text_pair) and label. An input of `predict` is a
+text; @FILE stands for the lines of a file, and - for those of standard input.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.cli import TaskCommand, main
+
+
+def read(path: Path, split: str) -> Any:
+    """Examples at `path`."""
+    from nlp.data import read_text_table
+
+    return read_text_table(path)
+
+
+def inputs(given: Sequence[str]) -> Iterator[str]:
+    """The texts that the inputs stand for."""
+    for item in given:
+        if item == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin)
+        elif item.startswith("@"):
+            with Path(item[1:]).open(encoding="utf-8") as lines:
+                yield from (line.rstrip("\n") for line in lines)
+        else:
+            yield item
+
+
+def baseline(train: Any, validation: Any) -> str:
+    """A logistic regression on TF-IDF of the same examples, where scikit-learn is installed."""
+    from nlp.baselines import tfidf_baseline
+
+    try:
+        scores = tfidf_baseline(train, validation)
+    except ImportError:
+        return "not measured: pip install scikit-learn"
+    return f"{scores}  (logistic regression on TF-IDF, C {scores.details['strength']:g})"
+
+
+def details(metrics: Any, pictures: Path | None) -> Sequence[str]:
+    """The per-class table as lines; with `pictures`, the confusion matrix is drawn there."""
+    from shared.classification_metrics import details_lines
+
+    return details_lines(metrics.details, pictures)
+
+
+COMMAND = TaskCommand(
+    name="text_classification",
+    description="Train, evaluate, run and export text classifiers.",
+    pipeline="nlp.classification:TextClassifier",
+    config="nlp.classification:TextClassifierConfig",
+    read=read,
+    common=(
+        *("labels", "multi_label", "regression", "max_length", "encoder", "vocab_size", "hidden_size", "num_layers"),
+        *("dropout", "class_weights", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "warmup"),
+        *("weight_decay", "ema_decay", "label_smoothing", "freeze_epochs", "layer_decay", "patience"),
+        *("precision", "devices", "xla", "deterministic"),
+    ),
+    details=details,
+    inputs=inputs,
+    inputs_help="a text, @FILE for the lines of a file, or - for those of standard input",
+    baseline=baseline,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(COMMAND))
