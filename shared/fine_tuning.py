@@ -11,8 +11,8 @@ NUM_LAYER_GROUPS = 6
 
 
 def layer_groups(trunk: keras.Model) -> list[list[keras.layers.Layer]]:
-    """The layers that have weights, in the order of the forward pass, in six groups of about equal number."""
-    weighted = [layer for layer in _leaves(trunk) if layer.variables]
+    """The layers that have weights of their own, in the order of the forward pass, in six groups of about one size."""
+    weighted = [layer for layer in trunk._flatten_layers(include_self=False) if _own_variables(layer)]
     return [list(part) for part in np.array_split(np.asarray(weighted, dtype=object), NUM_LAYER_GROUPS)]
 
 
@@ -26,6 +26,7 @@ def set_trainable(trunk: keras.Model, *, head_only: bool, norms: bool, first_gro
         first_group: the lowest of the layer groups that is trained.
     """
     for group, members in enumerate(layer_groups(trunk)):
+        # A layer comes before those within it, whose own setting therefore stands.
         for layer in members:
             is_norm = isinstance(layer, keras.layers.BatchNormalization)
             layer.trainable = not head_only and group >= first_group and (norms or not is_norm)
@@ -34,16 +35,12 @@ def set_trainable(trunk: keras.Model, *, head_only: bool, norms: bool, first_gro
 def rate_factors(model: keras.Model, trunk: keras.Model, layer_decay: float) -> list[float]:
     """Factor on the learning rate of each trainable variable: 1 outside the trunk, less for its lower layers."""
     groups = enumerate(layer_groups(trunk))
-    depth = {id(v): group for group, members in groups for layer in members for v in layer.variables}
+    depth = {id(v): group for group, members in groups for layer in members for v in _own_variables(layer)}
     return [
         layer_decay ** (NUM_LAYER_GROUPS - depth[id(v)]) if id(v) in depth else 1.0 for v in model.trainable_variables
     ]
 
 
-def _leaves(model: keras.Model) -> list[keras.layers.Layer]:
-    """Layers without layers of their own, in the order of the forward pass."""
-    return [
-        layer
-        for layer in model._flatten_layers(include_self=False)
-        if not any(layer._flatten_layers(include_self=False))
-    ]
+def _own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The variables of a layer that belong to none of the layers within it."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]

@@ -30,6 +30,8 @@ ExportFormat = Literal["saved_model", "litert", "onnx"]
 # Where `load_pipeline` finds the class that wrote a directory.
 _PIPELINES = {
     "image_classification": "vision.classification:ImageClassifier",
+    "named_entity_recognition": "nlp.ner:EntityRecognizer",
+    "text_classification": "nlp.classification:TextClassifier",
 }
 
 

@@ -101,8 +101,10 @@ class TrainStep:
         """Compile anew: needed after the set of trained variables has changed."""
         runtime = current_runtime()
         self._strategy = runtime.strategy
-        self._apply = tf.function(self._step, autograph=False, jit_compile=runtime.xla)
-        self._accumulate = tf.function(self._add_gradients, autograph=False, jit_compile=runtime.xla)
+        # Batches of a second shape (texts of another length) give one more trace, for all shapes; XLA wants each.
+        options = {"autograph": False, "jit_compile": runtime.xla, "reduce_retracing": not runtime.xla}
+        self._apply = tf.function(self._step, **options)
+        self._accumulate = tf.function(self._add_gradients, **options)
 
     def __call__(self, batches: Sequence[Arrays]) -> None:
         """Update the weights by the mean gradient of `batches` (as many as are accumulated)."""

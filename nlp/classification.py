@@ -1,0 +1,487 @@
+"""Text classification: config, result type, pipeline.
+
+TensorFlow and Keras are imported where they are used, so that `--help` is quick and a `RuntimeConfig` can still take
+effect before them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from nlp.metrics import regression_scores
+from nlp.tokenization import TextTokenizer, Window
+from nlp.windows import flat_windows, num_tokens, run_windows, stack_windows, window_arrays
+from shared.classification import Classification, ClassLabels, class_names
+from shared.config import Config, option
+from shared.data import Arrays, BadExampleError, Examples, InputPipeline, Loading, Source, Stages, as_source
+from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
+from shared.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+    from nlp.checkpoints import PretrainedText
+    from nlp.models.network import TextNetwork
+    from shared.export import ExportReport
+    from shared.training import TrainingTask
+    from shared.training_config import TrainingConfig
+
+FROM_DATA = "from_data"
+# Kinds of heads of checkpoints that classify texts.
+_KINDS = ("classification", "multi_label", "regression")
+# Texts whose windows are in memory together while they are scored.
+_CHUNK = 512
+_GIB = 1 << 30
+# Texts on which an export is compared with `predict`.
+_SAMPLE_TEXTS = ("A short text.", "Another one, with more words: 1, 2, 3!", "Ünïcödé 🎬")
+# Texts from which a tokenizer is learned.
+_TOKENIZER_SAMPLE = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextClassifierConfig(Config):
+    """What a text classifier is: its classes, its network, and how long texts are cut into windows."""
+
+    labels: tuple[str, ...] = option((), "class names; empty: learned from the training set")
+    multi_label: bool = option(False, "a text may have any number of classes")
+    threshold: float = option(0.5, "probability from which a class is assigned (multi-label)", minimum=0.0, maximum=1.0)
+    regression: bool = option(False, "targets are numbers, answers have a `value`")
+    max_length: int = option(
+        256, "longest window of a text; longer texts are cut into several", minimum=8, unit="tokens"
+    )
+    window_overlap: int = option(32, "tokens that neighbouring windows share", minimum=0, unit="tokens")
+    max_windows: int = option(4, "windows of a long text used in training; answers use all", minimum=1)
+    window_pooling: Literal["mean", "max"] = option("mean", "how the logits of a text's windows become one")
+    encoder: Literal["transformer", "gru", "lstm"] = option("transformer", "network trained from scratch")
+    vocab_size: int = option(8000, "largest vocabulary of a tokenizer learned from the training set", minimum=100)
+    lower_case: bool = option(True, "a tokenizer learned from the training set ignores case and accents")
+    hidden_size: int = option(128, "features per token, from scratch", minimum=8)
+    num_layers: int = option(2, "layers, from scratch", minimum=1)
+    num_heads: int = option(4, "attention heads of a transformer, from scratch", minimum=1)
+    dropout: float = option(0.1, "share of features dropped in training, from scratch", minimum=0.0, maximum=0.95)
+    class_weights: Literal["none", "balanced"] = option("none", "balanced: rare classes weigh more in the loss")
+    seed: int = option(0, "seed of the initial weights", minimum=0)
+
+    def __post_init__(self) -> None:
+        """Refuse fields that contradict each other."""
+        super().__post_init__()
+        if self.multi_label and self.regression:
+            raise ValueError("`multi_label` and `regression` exclude each other: targets are labels or numbers.")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of `num_heads`; received {self.hidden_size} and {self.num_heads}."
+            )
+        if self.window_overlap > self.max_length // 2:
+            raise ValueError(
+                f"`window_overlap` may be at most half of `max_length` ({self.max_length}); received "
+                f"{self.window_overlap}."
+            )
+
+
+@dataclass(frozen=True)
+class TextClassification(Classification):
+    """Answer for one text: classes by falling probability, or for regression a `value`; from how many windows."""
+
+    value: float | None = None
+    num_windows: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        if self.value is not None:
+            return {"value": round(self.value, 6), "num_windows": self.num_windows}
+        return super().to_dict() | {"num_windows": self.num_windows}
+
+
+class TextClassifier(Pipeline):
+    """Texts, or pairs of texts, in; class names with probabilities out.
+
+    Example:
+        >>> classifier = TextClassifier.from_preset("minilm_l6", labels="from_data")     # doctest: +SKIP
+        >>> history = classifier.fit(read_text_table("reviews.csv"))                     # doctest: +SKIP
+        >>> classifier.predict(["a fine film"])[0].label                                 # doctest: +SKIP
+        'positive'
+    """
+
+    task: ClassVar[str] = "text_classification"
+    config_class: ClassVar[type[Config]] = TextClassifierConfig
+    config: TextClassifierConfig
+
+    def __init__(self, config: TextClassifierConfig | None = None) -> None:
+        super().__init__(config)
+        self.labels: Vocabulary | None = Vocabulary(self.config.labels) if self.config.labels else None
+        self.tokenizer: TextTokenizer | None = None
+        self._network: TextNetwork | None = None
+        self._new_head: dict[str, Any] = {"hidden_activation": "tanh", "dropout": self.config.dropout}
+        self._preset: PretrainedText | None = None
+        self._trained = False
+        self._predictor: Callable[[Arrays], np.ndarray] | None = None
+
+    @classmethod
+    def from_preset(
+        cls, ref: str | Path, *, labels: Sequence[str] | Literal["from_data"] | None = None, **config_fields: Any
+    ) -> Self:
+        """A classifier with pretrained weights, their tokenizer, and where they have one their head.
+
+        Args:
+            ref: a name in `nlp.presets`, a local directory, `hf://org/name` or `kaggle://...`.
+            labels: other classes than the preset's, or "from_data" to learn them from the training set. The head
+                is then new and `predict` needs `fit` first. Left out, the preset's own head is kept.
+            config_fields: fields of `TextClassifierConfig` that shall differ from the preset's.
+
+        Raises:
+            ValueError: for a checkpoint of an unknown family or with weights that do not fit.
+            FileNotFoundError: where the preset's package or directory is missing; the message says what to install.
+        """
+        from nlp.checkpoints import load_pretrained_text
+        from nlp.presets import PRESETS
+        from shared.pretrained import resolve
+
+        source = resolve(ref, PRESETS)
+        if source.layout == "triptych":
+            return cls._from_saved(cls.load(str(source.directory)), labels, config_fields)
+        preset = load_pretrained_text(source)
+        keep_head = labels is None and preset.kind in _KINDS
+        fields: dict[str, Any] = {
+            "max_length": min(TextClassifierConfig().max_length, preset.max_length),
+            **config_fields,
+        }
+        if keep_head:
+            fields |= {"multi_label": preset.kind == "multi_label", "regression": preset.kind == "regression"}
+            fields["labels"] = () if fields["regression"] else preset.labels
+        elif labels is not None and labels != FROM_DATA:
+            fields["labels"] = tuple(labels)
+        classifier = cls(TextClassifierConfig.from_dict(fields))
+        if classifier.config.max_length > preset.max_length:
+            raise ValueError(
+                f"{ref} takes at most {preset.max_length} tokens; received `max_length` {classifier.config.max_length}."
+            )
+        classifier._take_preset(preset, keep_head=keep_head)
+        classifier.provenance = {"preset": {"ref": str(ref), "source": preset.source, "licence": preset.licence}}
+        return classifier
+
+    def _take_preset(self, preset: PretrainedText, *, keep_head: bool) -> None:
+        from nlp.models.network import build_network
+
+        self.tokenizer = TextTokenizer.from_directory(preset.tokenizer_directory)
+        architecture: dict[str, Any] = {
+            "kind": "transformer",
+            "family": preset.family,
+            "encoder": preset.config.to_dict(),
+            "per_text": True,
+        }
+        if keep_head:
+            assert preset.head_config is not None
+            assert preset.labels is not None
+            architecture |= {"head": preset.head_config.to_dict(), "num_labels": len(preset.labels)}
+        self._network = build_network(architecture, seed=self.config.seed)
+        preset.load_weights(self._network.encoder, self._network.head)
+        self._trained = keep_head
+        self._preset = preset
+        if not keep_head and self.labels is not None:
+            self._ensure_head()
+
+    @classmethod
+    def _from_saved(cls, saved: Self, labels: Any, config_fields: Mapping[str, Any]) -> Self:
+        """A saved classifier as a starting point: with its head, or for other labels without it."""
+        config = saved.config.to_dict() | dict(config_fields)
+        if labels is None:
+            config["labels"] = list(saved.labels or ())
+        else:
+            config["labels"] = [] if labels == FROM_DATA else list(labels)
+        classifier = cls(TextClassifierConfig.from_dict(config))
+        classifier.tokenizer, classifier._network = saved.tokenizer, saved._network
+        classifier._trained = labels is None
+        if labels is not None:
+            assert saved._network is not None
+            classifier._network = saved._network.without_head()
+            classifier._new_head = saved._network.architecture["head"]
+        return classifier
+
+    @property
+    def model(self) -> keras.Model:
+        """{"token_ids", "segment_ids" (int32), "mask" (bool)}, each (N, T) -> logits (N, number of labels)."""
+        if self._network is None or self._network.model is None:
+            raise NotFittedError(
+                "There is no model yet: its size depends on the labels. Call `fit(train)` first, or give `labels`."
+            )
+        return self._network.model
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `predict` can answer."""
+        return self._trained
+
+    def predict(self, inputs: Sequence[Any], *, top_k: int = 5, batch_size: int = 32) -> list[TextClassification]:
+        """Classes of each text, most probable first; for regression its value.
+
+        Args:
+            inputs: texts (str), or pairs of texts (tuples of two) where the classifier was trained on pairs.
+            top_k: how many classes an answer has (single-label).
+            batch_size: windows that go through the model together.
+
+        Raises:
+            NotFittedError: before `fit`, unless the preset came with a head.
+            BadExampleError: for an input that is no text; the message names it.
+        """
+        self._require_fitted("predict")
+        if isinstance(inputs, str | bytes):
+            raise TypeError(
+                f"`inputs` must be a list of texts; received one {type(inputs).__name__}. Put it in a list."
+            )
+        if top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1; received {top_k}.")
+        answers: list[TextClassification] = []
+        for start in range(0, len(inputs), _CHUNK):
+            batch = flat_windows([window_arrays(self._windows(text)) for text in inputs[start : start + _CHUNK]])
+            answers += self._answers(batch, top_k, batch_size)
+        return answers
+
+    def training_task(
+        self, train: Any, training: TrainingConfig, *, validate: Callable[[], Metrics] | None = None
+    ) -> TrainingTask:
+        """What the training loop, and the learning-rate finder, need: model, loss and batches for `train`."""
+        from shared.fine_tuning import rate_factors, set_trainable
+        from shared.training import TrainingTask, training_loading
+
+        source = as_source(train, name="train")
+        if self.labels is None and not self.config.regression:
+            self.labels = class_names(source, multi_label=self.config.multi_label)
+        network = self._ensure_network(source)
+
+        def set_head_only(on: bool) -> None:
+            set_trainable(network.encoder, head_only=on, norms=True, first_group=training.freeze_groups)
+
+        set_head_only(False)
+        stages = Stages(encode=self._encode_for_training, collate=self._stacked, length=num_tokens)
+        batches = InputPipeline(source, stages, training_loading(training))
+        return TrainingTask(
+            model=self.model,
+            loss=self._loss(training, source),
+            batches=batches,
+            validate=validate,
+            set_head_only=set_head_only,
+            rate_factors=rate_factors(self.model, network.encoder, training.layer_decay),
+            fingerprint={
+                **self.config.to_dict(),
+                "labels": list(self.labels or ()),
+                "num_examples": batches.num_examples,
+            },
+        )
+
+    def _fit(self, train: Any, validation: Any, options: FitOptions) -> History:
+        from shared.training import run_training
+
+        validate = None
+        if validation is not None:
+            scored = self._scoring_batches(validation, cache_gib=options.training.cache_gib)
+            validate = lambda: self._score(scored)  # noqa: E731
+        history = run_training(self.training_task(train, options.training, validate=validate), options)
+        self._trained = True
+        return history
+
+    def _evaluate(self, data: Any) -> Metrics:
+        return self._score(self._scoring_batches(data, cache_gib=0.0))
+
+    # Texts and targets on their way in.
+
+    def _windows(self, text: Any) -> list[Window]:
+        assert self.tokenizer is not None
+        first, second = text_or_pair(text)
+        return self.tokenizer.windows(
+            first, second, max_length=self.config.max_length, overlap=self.config.window_overlap
+        )
+
+    def _encode_for_training(self, text: Any, target: Any) -> Arrays:
+        windows = self._windows(text)
+        if len(windows) > self.config.max_windows:
+            chosen = np.linspace(0, len(windows) - 1, self.config.max_windows).round().astype(int)
+            windows = [windows[i] for i in chosen]
+        return {**window_arrays(windows), "targets": self._target(target)}
+
+    def _stacked(self, examples: Sequence[Arrays]) -> Arrays:
+        return stack_windows(examples, limit=self.config.max_length)
+
+    def _target(self, target: Any) -> np.ndarray:
+        if not self.config.regression:
+            return self._classes.encode(target)
+        try:
+            value = np.asarray(target, np.float32).reshape(())
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"A target of regression is a number; received {target!r}.") from error
+        if not np.isfinite(value):
+            raise ValueError(f"A target of regression is a finite number; received {target!r}.")
+        return value
+
+    @property
+    def _classes(self) -> ClassLabels:
+        assert self.labels is not None
+        return ClassLabels(self.labels, self.config.multi_label, self.config.threshold)
+
+    # Loss, scores, answers.
+
+    def _loss(self, training: TrainingConfig, source: Source) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
+        import tensorflow as tf
+
+        from nlp.models.network import pooled_logits
+        from shared.losses import cross_entropy
+
+        model, config = self.model, self.config
+        weights = self._classes.balanced_weights(source) if config.class_weights == "balanced" else None
+
+        def loss(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+            logits = pooled_logits(model, batch, pooling=config.window_pooling, training=True)
+            if config.regression:
+                return tf.reduce_mean(tf.square(logits[:, 0] - batch["targets"]))
+            return cross_entropy(
+                logits,
+                batch["targets"],
+                multi_label=config.multi_label,
+                label_smoothing=training.label_smoothing,
+                class_weights=weights,
+            )
+
+        return loss
+
+    def _scoring_batches(self, data: Any, *, cache_gib: float) -> InputPipeline:
+        stages = Stages(
+            encode=lambda text, target: {**window_arrays(self._windows(text)), "targets": self._target(target)},
+            collate=flat_windows,
+        )
+        return InputPipeline(as_source(data), stages, Loading(batch_size=_CHUNK, cache_bytes=int(cache_gib * _GIB)))
+
+    def _score(self, batches: InputPipeline) -> Metrics:
+        scored = [(self._logits(batch), batch["targets"]) for batch in batches.epoch()]
+        logits, targets = (np.concatenate(part) for part in zip(*scored, strict=True))
+        if self.config.regression:
+            metrics = regression_scores(logits[:, 0], targets)
+        else:
+            metrics = self._classes.score(self._probabilities(logits), targets)
+        metrics.details["bad_records"] = batches.bad_records
+        return metrics
+
+    def _logits(self, batch: Arrays, batch_size: int = 32) -> np.ndarray:
+        """Logits (B, K) float32 of texts in flat windows."""
+        from nlp.models.network import window_function
+
+        if self._predictor is None:
+            self._predictor = window_function(self.model)
+        rows = np.stack(run_windows(self._predictor, batch, limit=self.config.max_length, batch_size=batch_size))
+        first = np.cumsum(batch["num_windows"]) - batch["num_windows"]
+        if self.config.window_pooling == "max":
+            return np.maximum.reduceat(rows, first)
+        means: np.ndarray = np.add.reduceat(rows, first) / batch["num_windows"][:, None]
+        return means
+
+    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+        if self.config.multi_label:
+            chances: np.ndarray = 1 / (1 + np.exp(-logits))
+            return chances
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+        return shares
+
+    def _answers(self, batch: Arrays, top_k: int, batch_size: int) -> list[TextClassification]:
+        logits, counts = self._logits(batch, batch_size), batch["num_windows"].tolist()
+        if self.config.regression:
+            values = logits[:, 0].tolist()
+            return [TextClassification((), (), value, count) for value, count in zip(values, counts, strict=True)]
+        return [
+            TextClassification(*self._classes.ranked(row, top_k), num_windows=count)
+            for row, count in zip(self._probabilities(logits), counts, strict=True)
+        ]
+
+    # Network and files.
+
+    def _ensure_network(self, source: Source) -> TextNetwork:
+        """Build what `from_preset` or `load` has not built: the tokenizer, the encoder, the head."""
+        from nlp.models.network import build_network, scratch_architecture
+
+        if self.tokenizer is None:
+            inputs = source.inputs if isinstance(source, Examples) else (text for text, _ in source)
+            texts = (part for text in inputs for part in text_or_pair(text) if part)
+            sample = itertools.islice(texts, _TOKENIZER_SAMPLE)
+            self.tokenizer = TextTokenizer.train(sample, self.config.vocab_size, lower_case=self.config.lower_case)
+        if self._network is None:
+            architecture = scratch_architecture(self.config, self.tokenizer.vocab_size, per_text=True)
+            self._network = build_network(architecture, seed=self.config.seed)
+        return self._network if self._network.head is not None else self._ensure_head()
+
+    def _ensure_head(self) -> TextNetwork:
+        assert self._network is not None
+        head = self._new_head if self._preset is None else self._preset.new_head_config("classification").to_dict()
+        num_labels = 1 if self.labels is None else len(self.labels)
+        self._network = self._network.with_new_head(head, num_labels, seed=self.config.seed)
+        if self._preset is not None:
+            assert self._network.head is not None
+            self._preset.load_hidden_layer(self._network.head, "classification")
+        return self._network
+
+    def _manifest(self) -> dict[str, Any]:
+        assert self._network is not None
+        record = {"architecture": self._network.architecture}
+        return record | {key: self.provenance[key] for key in ("preset",) if key in self.provenance}
+
+    def _write(self, directory: Path) -> None:
+        assert self.tokenizer is not None
+        if self.labels is not None:
+            self.labels.save(directory / "labels.vocab.txt")
+        self.tokenizer.save(directory)
+        self.model.save_weights(directory / "model.weights.h5")
+
+    @classmethod
+    def _from_directory(cls, directory: Path, config: TextClassifierConfig, manifest: Mapping[str, Any]) -> Self:
+        from nlp.models.network import build_network
+
+        classifier = cls(config)
+        if not config.regression:
+            classifier.labels = Vocabulary.load(directory / "labels.vocab.txt")
+        classifier.tokenizer = TextTokenizer.from_directory(directory)
+        classifier._network = build_network(manifest["architecture"], seed=config.seed)
+        classifier.model.load_weights(directory / "model.weights.h5")
+        classifier._trained = True
+        return classifier
+
+    def _export(self, path: Path, format: ExportFormat) -> ExportReport:
+        from nlp.models.serving import classifier_endpoints
+        from shared.export import export_litert, export_onnx, export_saved_model
+
+        assert self._network is not None
+        assert self.tokenizer is not None
+        batch = flat_windows([window_arrays(self._windows(text)) for text in _SAMPLE_TEXTS])
+        expected = self._logits(batch) if self.config.regression else self._probabilities(self._logits(batch))
+        model, endpoints = classifier_endpoints(self._network, self.config, batch, expected)
+        if format == "litert":
+            return export_litert(path, endpoints["serve_tokens"], track=[model])
+        if format == "onnx":
+            return export_onnx(path, endpoints["serve_tokens"])
+        return export_saved_model(path, endpoints, track=[model])
+
+
+def text_or_pair(text: Any) -> tuple[str, str | None]:
+    """A text and its partner, None where it has none.
+
+    Raises:
+        BadExampleError: for bytes that are not UTF-8.
+        TypeError: for what is neither a text nor a pair of texts.
+    """
+    if isinstance(text, tuple | list | np.ndarray) and np.ndim(text) == 1 and len(text) == 2:
+        return _text(text[0]), _text(text[1])
+    return _text(text), None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadExampleError(f"not UTF-8: byte {value[error.start]:#04x} at position {error.start}") from error
+    if isinstance(value, str):
+        return str(value)
+    raise TypeError(f"An input is a text (str), or a tuple of two; received {type(value).__name__}.")

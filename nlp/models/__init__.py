@@ -1,0 +1,1 @@
+"""Keras layers and networks for text; nothing here reads a file."""

@@ -1,0 +1,624 @@
+"""Named entity recognition: config, result types, pipeline.
+
+A text is a sequence of words, its own (token lists, CoNLL files) or those that `nlp.words` finds in a string. The first
+token of a word answers for it; each word is answered for by the window in which it has most context; the best sequence
+of tags is then sought over the whole text, however long.
+
+TensorFlow and Keras are imported where they are used, so that `--help` is quick and a `RuntimeConfig` can still take
+effect before them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from nlp.decoding import TagChain
+from nlp.metrics import entity_scores
+from nlp.tags import (
+    EntitySpan,
+    Scheme,
+    detect_scheme,
+    entities,
+    split_tag,
+    tag_names,
+    tags_of,
+    transitions,
+)
+from nlp.tokenization import TextTokenizer, Window
+from nlp.windows import flat_windows, num_tokens, run_windows, stack_windows, window_arrays
+from nlp.words import word_spans
+from shared.config import Config, option
+from shared.data import Arrays, BadExampleError, Examples, InputPipeline, Loading, Source, Stages, as_source
+from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
+from shared.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+    from nlp.checkpoints import PretrainedText
+    from nlp.models.network import TextNetwork
+    from shared.export import ExportReport
+    from shared.training import TrainingTask
+    from shared.training_config import TrainingConfig
+
+FROM_DATA = "from_data"
+# Texts whose windows are in memory together while they are answered.
+_CHUNK = 64
+_GIB = 1 << 30
+# Texts from which a tokenizer is learned, and from whose tags a stream's scheme is read.
+_TOKENIZER_SAMPLE, _SCHEME_SAMPLE = 100_000, 1_000
+# Target of tokens that do not answer for a word.
+_IGNORED = -1
+_SAMPLE_TEXTS = ("Ada Lovelace met Charles Babbage in London.", "Nobody.", "Zoë 🎬 東京")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntityRecognizerConfig(Config):
+    """What an entity recognizer is: its types, its network, and how long texts are cut into windows."""
+
+    labels: tuple[str, ...] = option((), "entity types; empty: learned from the training set")
+    scheme: Literal["IOB1", "IOB2", "BIOES"] = option("IOB2", "how the network's own tags are written")
+    crf: bool = option(False, "a conditional random field over the tags")
+    constrained: bool = option(True, "answers keep to the scheme; off: tags that break it are read leniently")
+    max_length: int = option(
+        256, "longest window of a text; longer texts are cut into several", minimum=8, unit="tokens"
+    )
+    window_overlap: int = option(64, "tokens that neighbouring windows share", minimum=0, unit="tokens")
+    max_windows: int = option(4, "windows of a long text used in training; answers use all", minimum=1)
+    encoder: Literal["transformer", "gru", "lstm"] = option("transformer", "network trained from scratch")
+    vocab_size: int = option(8000, "largest vocabulary of a tokenizer learned from the training set", minimum=100)
+    lower_case: bool = option(False, "a tokenizer learned from the training set ignores case and accents")
+    hidden_size: int = option(128, "features per token, from scratch", minimum=8)
+    num_layers: int = option(2, "layers, from scratch", minimum=1)
+    num_heads: int = option(4, "attention heads of a transformer, from scratch", minimum=1)
+    dropout: float = option(0.1, "share of features dropped in training, from scratch", minimum=0.0, maximum=0.95)
+    seed: int = option(0, "seed of the initial weights", minimum=0)
+
+    def __post_init__(self) -> None:
+        """Refuse fields that contradict each other."""
+        super().__post_init__()
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of `num_heads`; received {self.hidden_size} and {self.num_heads}."
+            )
+        if self.window_overlap > self.max_length // 2:
+            raise ValueError(
+                f"`window_overlap` may be at most half of `max_length` ({self.max_length}); received "
+                f"{self.window_overlap}."
+            )
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A named entity: `text` is `original[start:end]` in characters, `score` the mean probability of its words' tags.
+
+    Where the input was a list of words, the original is the words with a space between them, and `words` are the
+    numbers of the first word and of the one after the last.
+    """
+
+    text: str
+    label: str
+    start: int
+    end: int
+    score: float
+    words: tuple[int, int] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        record = {"text": self.text, "label": self.label, "start": self.start, "end": self.end}
+        words = {} if self.words is None else {"words": list(self.words)}
+        return {**record, **words, "score": round(self.score, 6)}
+
+
+class Entities(tuple[Entity, ...]):
+    """The entities of one text, in its order."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {"entities": [entity.to_dict() for entity in self]}
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text by its words: `spans` are their places in `original`; `is_list`: it came as a list of words."""
+
+    original: str
+    spans: tuple[tuple[int, int], ...]
+    is_list: bool
+
+    @property
+    def words(self) -> list[str]:
+        return [self.original[start:end] for start, end in self.spans]
+
+
+class EntityRecognizer(Pipeline):
+    """Texts in, named entities with their places out.
+
+    Example:
+        >>> recognizer = EntityRecognizer.from_preset("minilm_l6", labels="from_data")        # doctest: +SKIP
+        >>> history = recognizer.fit(read_conll("train.conll"))                               # doctest: +SKIP
+        >>> recognizer.predict(["Ada Lovelace lived in London."])[0][0].text                  # doctest: +SKIP
+        'Ada Lovelace'
+    """
+
+    task: ClassVar[str] = "named_entity_recognition"
+    config_class: ClassVar[type[Config]] = EntityRecognizerConfig
+    config: EntityRecognizerConfig
+
+    def __init__(self, config: EntityRecognizerConfig | None = None) -> None:
+        super().__init__(config)
+        self.tags: Vocabulary | None = None
+        if self.config.labels:
+            self.tags = Vocabulary(tag_names(self.config.labels, self.config.scheme))
+        self.tokenizer: TextTokenizer | None = None
+        self._network: TextNetwork | None = None
+        self._new_head: dict[str, Any] = {"kind": "tokens", "dropout": self.config.dropout}
+        self._preset: PretrainedText | None = None
+        self._trained = False
+        self._predictor: Callable[[Arrays], np.ndarray] | None = None
+
+    @classmethod
+    def from_preset(
+        cls, ref: str | Path, *, labels: Sequence[str] | Literal["from_data"] | None = None, **config_fields: Any
+    ) -> Self:
+        """A recognizer with pretrained weights, their tokenizer, and where they have one their head.
+
+        Args:
+            ref: a name in `nlp.presets`, a local directory, `hf://org/name` or `kaggle://...`.
+            labels: other entity types than the preset's, or "from_data" to learn them from the training set. The head
+                is then new and `predict` needs `fit` first. Left out, the preset's own head is kept, with its tags as
+                they are; those that break their scheme are then read leniently.
+            config_fields: fields of `EntityRecognizerConfig` that shall differ from the preset's.
+
+        Raises:
+            ValueError: for a checkpoint of an unknown family or with weights that do not fit.
+            FileNotFoundError: where the preset's package or directory is missing; the message says what to install.
+        """
+        from nlp.checkpoints import load_pretrained_text
+        from nlp.presets import PRESETS
+        from shared.pretrained import resolve
+
+        source = resolve(ref, PRESETS)
+        if source.layout == "triptych":
+            return cls._from_saved(cls.load(str(source.directory)), labels, config_fields)
+        preset = load_pretrained_text(source)
+        keep_head = labels is None and preset.kind == "tokens"
+        fields: dict[str, Any] = {"max_length": min(EntityRecognizerConfig().max_length, preset.max_length)}
+        if keep_head:
+            assert preset.labels is not None
+            fields |= {"scheme": detect_scheme([preset.labels]), "constrained": False, "labels": _types(preset.labels)}
+        elif labels is not None and labels != FROM_DATA:
+            fields["labels"] = tuple(labels)
+        recognizer = cls(EntityRecognizerConfig.from_dict(fields | config_fields))
+        if recognizer.config.max_length > preset.max_length:
+            raise ValueError(
+                f"{ref} takes at most {preset.max_length} tokens; received `max_length` {recognizer.config.max_length}."
+            )
+        recognizer._take_preset(preset, keep_head=keep_head)
+        recognizer.provenance = {"preset": {"ref": str(ref), "source": preset.source, "licence": preset.licence}}
+        return recognizer
+
+    def _take_preset(self, preset: PretrainedText, *, keep_head: bool) -> None:
+        from nlp.models.network import build_network
+
+        self.tokenizer = TextTokenizer.from_directory(preset.tokenizer_directory)
+        architecture: dict[str, Any] = {
+            "kind": "transformer",
+            "family": preset.family,
+            "encoder": preset.config.to_dict(),
+            "per_text": False,
+        }
+        if keep_head:
+            assert preset.head_config is not None
+            assert preset.labels is not None
+            architecture |= {"head": preset.head_config.to_dict(), "num_labels": len(preset.labels)}
+            self.tags = Vocabulary(preset.labels)
+        self._network = build_network(architecture, seed=self.config.seed)
+        preset.load_weights(self._network.encoder, self._network.head)
+        self._trained = keep_head
+        self._new_head = preset.new_head_config("tokens").to_dict()
+        if not keep_head and self.tags is not None:
+            self._ensure_head()
+
+    @classmethod
+    def _from_saved(cls, saved: Self, labels: Any, config_fields: Mapping[str, Any]) -> Self:
+        """A saved recognizer as a starting point: with its head, or for other types without it."""
+        config = saved.config.to_dict() | dict(config_fields)
+        if labels is not None:
+            config["labels"] = [] if labels == FROM_DATA else list(labels)
+        recognizer = cls(EntityRecognizerConfig.from_dict(config))
+        recognizer.tokenizer, recognizer._network = saved.tokenizer, saved._network
+        assert saved._network is not None
+        if labels is None:
+            recognizer.tags, recognizer._trained = saved.tags, True
+        else:
+            recognizer._network = saved._network.without_head()
+            recognizer._new_head = saved._network.architecture["head"]
+        return recognizer
+
+    @property
+    def model(self) -> keras.Model:
+        """{"token_ids", "segment_ids" (int32), "mask" (bool)}, each (N, T) -> logits (N, T, number of tags)."""
+        if self._network is None or self._network.model is None:
+            raise NotFittedError(
+                "There is no model yet: its size depends on the labels. Call `fit(train)` first, or give `labels`."
+            )
+        return self._network.model
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `predict` can answer."""
+        return self._trained
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The entity types."""
+        return () if self.tags is None else _types(map(str, self.tags))
+
+    def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> list[Entities]:
+        """The entities of each text, in its order.
+
+        Args:
+            inputs: texts (str), or lists of words; of any length.
+            batch_size: windows that go through the model together.
+
+        Raises:
+            NotFittedError: before `fit`, unless the preset came with a head.
+            TypeError: for an input that is neither a text nor a list of words.
+        """
+        self._require_fitted("predict")
+        if isinstance(inputs, str | bytes):
+            raise TypeError(
+                f"`inputs` must be a list of texts; received one {type(inputs).__name__}. Put it in a list."
+            )
+        answers: list[Entities] = []
+        for start in range(0, len(inputs), _CHUNK):
+            texts = [_text_of(item) for item in inputs[start : start + _CHUNK]]
+            found = self._found(flat_windows([self._encode(text) for text in texts]), batch_size)
+            answers += [_answer(text, *entities) for text, entities in zip(texts, found, strict=True)]
+        return answers
+
+    def training_task(
+        self, train: Any, training: TrainingConfig, *, validate: Callable[[], Metrics] | None = None
+    ) -> TrainingTask:
+        """What the training loop, and the learning-rate finder, need: model, loss and batches for `train`."""
+        from shared.fine_tuning import rate_factors, set_trainable
+        from shared.training import TrainingTask, training_loading
+
+        source = as_source(train, name="train")
+        if self.tags is None:
+            self.tags = Vocabulary(tag_names(_types_in(source), self.config.scheme))
+        network = self._ensure_network(source)
+
+        def set_head_only(on: bool) -> None:
+            set_trainable(network.encoder, head_only=on, norms=True, first_group=training.freeze_groups)
+
+        set_head_only(False)
+        scheme = _scheme_of(source)
+        stages = Stages(
+            encode=lambda text, target: self._encode_for_training(text, target, scheme),
+            collate=lambda examples: stack_windows(examples, limit=self.config.max_length),
+            length=num_tokens,
+        )
+        batches = InputPipeline(source, stages, training_loading(training))
+        return TrainingTask(
+            model=self.model,
+            loss=self._loss(training),
+            batches=batches,
+            validate=validate,
+            set_head_only=set_head_only,
+            rate_factors=rate_factors(self.model, network.encoder, training.layer_decay),
+            fingerprint={**self.config.to_dict(), "tags": list(self.tags), "num_examples": batches.num_examples},
+        )
+
+    def _fit(self, train: Any, validation: Any, options: FitOptions) -> History:
+        from shared.training import run_training
+
+        validate = None
+        if validation is not None:
+            scored = self._scoring_batches(validation, cache_gib=options.training.cache_gib)
+            validate = lambda: self._score(scored)  # noqa: E731
+        history = run_training(self.training_task(train, options.training, validate=validate), options)
+        self._trained = True
+        return history
+
+    def _evaluate(self, data: Any) -> Metrics:
+        return self._score(self._scoring_batches(data, cache_gib=0.0))
+
+    # Texts and targets on their way in.
+
+    def _windows(self, text: _Text) -> list[Window]:
+        assert self.tokenizer is not None
+        return self.tokenizer.windows_of_words(
+            text.words, max_length=self.config.max_length, overlap=self.config.window_overlap
+        )
+
+    def _encode(self, text: _Text) -> Arrays:
+        """Windows (W, T), and with them `word_ids` (W, T): the word that a token answers for, or -1."""
+        windows = self._windows(text)
+        arrays = window_arrays(windows)
+        arrays["word_ids"] = np.full(arrays["mask"].shape, _IGNORED, np.int32)
+        for row, window in enumerate(windows):
+            places = _answering(window)
+            arrays["word_ids"][row, places] = window.word_ids[places]
+        return arrays
+
+    def _encode_for_training(self, value: Any, target: Any, scheme: Scheme) -> Arrays:
+        text = _text_of(value)
+        tags = self._tag_numbers(text, target, scheme)
+        arrays = self._encode(text)
+        if len(arrays["mask"]) > self.config.max_windows:
+            chosen = np.linspace(0, len(arrays["mask"]) - 1, self.config.max_windows).round().astype(int)
+            arrays = {key: array[chosen] for key, array in arrays.items()}
+        word_ids = arrays.pop("word_ids")
+        arrays["targets"] = np.where(word_ids >= 0, np.append(tags, _IGNORED)[word_ids], _IGNORED).astype(np.int32)
+        return arrays
+
+    def _tag_numbers(self, text: _Text, target: Any, scheme: Scheme) -> np.ndarray:
+        """Number of each word's tag, int32."""
+        assert self.tags is not None
+        own = tags_of(_entities_of(text, target, scheme), len(text.spans), self.config.scheme)
+        unknown = sorted({tag for tag in own if tag not in self.tags})
+        if unknown:
+            known = ", ".join(self.labels)
+            raise ValueError(
+                f"Tags {', '.join(unknown)} are none of this recognizer's, whose types are {known}. Correct the data, "
+                'or give `labels=` ("from_data" learns them; a preset\'s head is then new).'
+            )
+        return self.tags.encode(own).astype(np.int32)
+
+    # Loss, scores, answers.
+
+    def _loss(self, training: TrainingConfig) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
+        from nlp.models.network import tag_loss
+
+        assert self._network is not None
+        return tag_loss(self.model, crf=self._network.crf, label_smoothing=training.label_smoothing)
+
+    def _scoring_batches(self, data: Any, *, cache_gib: float) -> InputPipeline:
+        source = as_source(data)
+        scheme = _scheme_of(source)
+
+        def encode(value: Any, target: Any) -> Arrays:
+            text = _text_of(value)
+            return {**self._encode(text), "entities": self._entity_numbers(_entities_of(text, target, scheme))}
+
+        loading = Loading(batch_size=_CHUNK, cache_bytes=int(cache_gib * _GIB))
+        return InputPipeline(source, Stages(encode=encode, collate=_with_entities), loading)
+
+    def _entity_numbers(self, found: Sequence[EntitySpan]) -> np.ndarray:
+        """(E, 3) int32: number of the type, first word, word after the last."""
+        numbers = {kind: number for number, kind in enumerate(self.labels)}
+        unknown = sorted({kind for kind, _, _ in found if kind not in numbers})
+        if unknown:
+            raise ValueError(
+                f"Entities of type {', '.join(unknown)} are none of this recognizer's, whose types are "
+                f"{', '.join(numbers)}. Correct the data, or train with `labels`."
+            )
+        return np.array([(numbers[kind], *place) for kind, *place in found], np.int32).reshape(-1, 3)
+
+    def _score(self, batches: InputPipeline) -> Metrics:
+        true: list[list[EntitySpan]] = []
+        predicted: list[list[EntitySpan]] = []
+        for batch in batches.epoch():
+            own: list[list[EntitySpan]] = [[] for _ in batch["num_windows"]]
+            for text, kind, start, end in batch["entities"].tolist():
+                own[text].append((self.labels[kind], start, end))
+            true += own
+            predicted += [found for found, _ in self._found(batch)]
+        metrics = entity_scores(true, predicted)
+        metrics.details["bad_records"] = batches.bad_records
+        return metrics
+
+    def _found(self, batch: Arrays, batch_size: int = 32) -> Iterator[tuple[list[EntitySpan], list[float]]]:
+        """For each text its entities (type, first word, word after the last) and their scores."""
+        from nlp.models.network import window_function
+
+        assert self.tags is not None
+        if self._predictor is None:
+            self._predictor = window_function(self.model)
+        outputs = run_windows(self._predictor, batch, limit=self.config.max_length, batch_size=batch_size)
+        names = [str(tag) for tag in self.tags]
+        ends = np.cumsum(batch["num_windows"]).tolist()
+        for first, last in zip([0, *ends], ends, strict=False):
+            words, emissions = _by_word(outputs[first:last], batch["word_ids"][first:last], len(names))
+            path, chances = self._chain().decode(emissions)
+            yield _entities_with_scores([names[tag] for tag in path], chances, words, self.config)
+
+    def _chain(self) -> TagChain:
+        assert self._network is not None
+        assert self.tags is not None
+        allowed = transitions(list(map(str, self.tags)), self.config.scheme) if self.config.constrained else None
+        scores = None if self._network.crf is None else [part.numpy() for part in self._network.crf.scores()]
+        return TagChain(len(self.tags), scores, allowed)
+
+    # Network and files.
+
+    def _ensure_network(self, source: Source) -> TextNetwork:
+        """Build what `from_preset` or `load` has not built: the tokenizer, the encoder, the head."""
+        from nlp.models.network import build_network, scratch_architecture
+
+        if self.tokenizer is None:
+            inputs = source.inputs if isinstance(source, Examples) else (text for text, _ in source)
+            sample = (_text_of(text).original for text in itertools.islice(inputs, _TOKENIZER_SAMPLE))
+            self.tokenizer = TextTokenizer.train(sample, self.config.vocab_size, lower_case=self.config.lower_case)
+        if self._network is None:
+            architecture = scratch_architecture(self.config, self.tokenizer.vocab_size, per_text=False)
+            self._network = build_network(architecture, seed=self.config.seed)
+        return self._network if self._network.head is not None else self._ensure_head()
+
+    def _ensure_head(self) -> TextNetwork:
+        assert self._network is not None
+        assert self.tags is not None
+        self._network = self._network.with_new_head(
+            self._new_head, len(self.tags), seed=self.config.seed, crf=self.config.crf
+        )
+        return self._network
+
+    def _manifest(self) -> dict[str, Any]:
+        assert self._network is not None
+        record = {"architecture": self._network.architecture}
+        return record | {key: self.provenance[key] for key in ("preset",) if key in self.provenance}
+
+    def _write(self, directory: Path) -> None:
+        assert self.tokenizer is not None
+        assert self.tags is not None
+        self.tags.save(directory / "tags.vocab.txt")
+        self.tokenizer.save(directory)
+        self.model.save_weights(directory / "model.weights.h5")
+
+    @classmethod
+    def _from_directory(cls, directory: Path, config: EntityRecognizerConfig, manifest: Mapping[str, Any]) -> Self:
+        from nlp.models.network import build_network
+
+        recognizer = cls(config)
+        recognizer.tags = Vocabulary.load(directory / "tags.vocab.txt")
+        recognizer.tokenizer = TextTokenizer.from_directory(directory)
+        recognizer._network = build_network(manifest["architecture"], seed=config.seed)
+        recognizer.model.load_weights(directory / "model.weights.h5")
+        recognizer._trained = True
+        return recognizer
+
+    def _export(self, path: Path, format: ExportFormat) -> ExportReport:
+        from nlp.models.network import window_function
+        from nlp.models.serving import token_endpoint
+        from shared.export import export_litert, export_onnx, export_saved_model
+
+        assert self._network is not None
+        batch = flat_windows([self._encode(_text_of(text)) for text in _SAMPLE_TEXTS])
+        model, endpoint = token_endpoint(self._network, batch, window_function(self.model)(batch))
+        if format == "litert":
+            return export_litert(path, endpoint, track=[model])
+        if format == "onnx":
+            return export_onnx(path, endpoint)
+        return export_saved_model(path, {"serve_tokens": endpoint}, track=[model])
+
+
+def _text_of(value: Any) -> _Text:
+    """A string with the words found in it, or a list of words with a space between them.
+
+    Raises:
+        BadExampleError: for bytes that are not UTF-8.
+        TypeError: for anything else.
+    """
+    if isinstance(value, str | bytes):
+        text = _decoded(value)
+        return _Text(text, tuple(word_spans(text)), is_list=False)
+    if isinstance(value, list | tuple | np.ndarray) and all(isinstance(word, str | bytes) for word in value):
+        words = [_decoded(word) for word in value]
+        ends = list(itertools.accumulate(len(word) + 1 for word in words))
+        spans = tuple((end - len(word) - 1, end - 1) for word, end in zip(words, ends, strict=True))
+        return _Text(" ".join(words), spans, is_list=True)
+    raise TypeError(f"An input is a text (str) or a list of words (str); received {type(value).__name__}.")
+
+
+def _decoded(value: str | bytes) -> str:
+    if isinstance(value, str):
+        return str(value)
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadExampleError(f"not UTF-8: byte {value[error.start]:#04x} at position {error.start}") from error
+
+
+def _entities_of(text: _Text, target: Any, scheme: Scheme) -> list[EntitySpan]:
+    """The entities of a text by words, from its tags, one per word, or from spans (start, end, type) in characters.
+
+    Spans are widened to whole words.
+
+    Raises:
+        BadExampleError: for tags that are not as many as the words or break the scheme.
+    """
+    if text.is_list:
+        tags = [_decoded(tag) for tag in target]
+        if len(tags) != len(text.spans):
+            raise BadExampleError(f"{len(text.spans)} words have {len(tags)} tags")
+        try:
+            return entities(tags, scheme)
+        except ValueError as error:
+            raise BadExampleError(str(error)) from error
+    found = []
+    for start, end, kind in target:
+        inside = [number for number, span in enumerate(text.spans) if span[0] < end and span[1] > start]
+        if inside:
+            found.append((str(kind), inside[0], inside[-1] + 1))
+    try:
+        tags_of(found, len(text.spans), scheme)
+    except ValueError as error:
+        raise BadExampleError(str(error)) from error
+    return found
+
+
+def _scheme_of(source: Source) -> Scheme:
+    """The scheme of the tags of a source; what does not come as tags has none, and any will do."""
+    targets = source.targets if isinstance(source, Examples) else (target for _, target in source)
+    inputs = source.inputs if isinstance(source, Examples) else (value for value, _ in source)
+    limit = None if isinstance(source, Examples) else _SCHEME_SAMPLE
+    pairs = itertools.islice(zip(inputs, targets, strict=True), limit)
+    return detect_scheme([_decoded(t) for t in target] for value, target in pairs if not isinstance(value, str | bytes))
+
+
+def _types_in(source: Source) -> tuple[str, ...]:
+    targets = source.targets if isinstance(source, Examples) else (target for _, target in source)
+    found: set[str] = set()
+    for target in targets:
+        for part in target:
+            if isinstance(part, str | bytes):
+                found.add(split_tag(_decoded(part))[1])
+            else:
+                found.add(str(part[2]))
+    types = tuple(sorted(found - {""}))
+    if not types:
+        raise ValueError("The training set has no entities: each tag is O. Is the tag column the right one?")
+    return types
+
+
+def _types(tags: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({split_tag(tag)[1] for tag in tags} - {""}))
+
+
+def _answering(window: Window) -> np.ndarray:
+    """Places of the tokens that answer for a word: the first of each, in the window that owns it."""
+    words = window.word_ids
+    first = np.concatenate([[True], words[1:] != words[:-1]])
+    return np.flatnonzero(first & window.owned)
+
+
+def _with_entities(examples: Sequence[Arrays]) -> Arrays:
+    """Flat windows, and all entities (E, 4): number of the text, of the type, first word, word after the last."""
+    batch = flat_windows([{key: value for key, value in e.items() if key != "entities"} for e in examples])
+    rows = [np.insert(example["entities"], 0, number, axis=1) for number, example in enumerate(examples)]
+    return {**batch, "entities": np.concatenate(rows)}
+
+
+def _by_word(outputs: Sequence[np.ndarray], word_ids: np.ndarray, num_tags: int) -> tuple[np.ndarray, np.ndarray]:
+    """Words that have an answer (n,), rising, and their emissions (n, K), from the windows of one text."""
+    emissions = [output[: len(ids)][ids[: len(output)] >= 0] for output, ids in zip(outputs, word_ids, strict=True)]
+    words = np.concatenate([ids[ids >= 0] for ids in word_ids])
+    return words, np.concatenate(emissions) if len(words) else np.zeros((0, num_tags), np.float32)
+
+
+def _entities_with_scores(
+    tags: Sequence[str], chances: np.ndarray, words: np.ndarray, config: EntityRecognizerConfig
+) -> tuple[list[EntitySpan], list[float]]:
+    places = entities(tags, config.scheme, malformed="repair")
+    found = [(kind, int(words[start]), int(words[end - 1]) + 1) for kind, start, end in places]
+    return found, [float(chances[start:end].mean()) for _, start, end in places]
+
+
+def _answer(text: _Text, found: Sequence[EntitySpan], scores: Sequence[float]) -> Entities:
+    answers = []
+    for (kind, first, after), score in zip(found, scores, strict=True):
+        start, end = text.spans[first][0], text.spans[after - 1][1]
+        words = (first, after) if text.is_list else None
+        answers.append(Entity(text.original[start:end], kind, start, end, score, words))
+    return Entities(answers)
