@@ -267,6 +267,7 @@ class TextClassifier(Pipeline):
             batches=batches,
             validate=validate,
             set_head_only=set_head_only,
+            varying_shapes=True,
             rate_factors=rate_factors(self.model, network.encoder, training.layer_decay),
             fingerprint={
                 **self.config.to_dict(),

@@ -4,6 +4,7 @@
     D    characters of the longest vocabulary entry that matches anywhere
 
 Each model is a function from `Characters` to `Tokens`. An added token is a word of one character, and keeps its id.
+Time grows with the number of characters and, but for WordPiece, with those of the longest word.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Trie(tf.Module):
         return found.stack()
 
 
-def word_piece_model(record: Mapping[str, Any], added_ids: np.ndarray) -> Model:
+def word_piece_model(record: Mapping[str, Any], added_ids: np.ndarray) -> GraphModel:
     """WordPiece: from the left, always the longest entry; a word with a gap is unknown as a whole."""
     prefix, vocabulary = record["continuing_subword_prefix"], record["vocab"]
     inner = {token[len(prefix) :]: number for token, number in vocabulary.items() if token.startswith(prefix)}
@@ -118,14 +119,15 @@ def word_piece_model(record: Mapping[str, Any], added_ids: np.ndarray) -> Model:
         sizes = tf.reduce_max(tf.where(ids >= 0, tf.range(1, tf.shape(ids)[0] + 1)[:, None], 0), axis=0)
         ids = tf.gather(tf.reshape(ids, [-1]), tf.maximum(sizes - 1, 0) * tf.size(sizes) + positions(sizes))
         ended = positions(word) - within + length
-        taken, failed = _steps(tf.cast(tf.where(starts)[:, 0], tf.int32), sizes, ended)
+        readable = tf.cast(tf.where(starts & (length <= longest))[:, 0], tf.int32)
+        taken, failed = _steps(readable, sizes, ended)
         failed_words = tf.math.unsorted_segment_max(tf.cast(failed, tf.int32), word, tf.size(word)) > 0
         unknown_word = tf.gather(failed_words, word) | (length > longest)
         ids = added(characters.codes, tf.where(unknown_word, unknown, ids))
         kept = tf.where(unknown_word, starts, taken)
         return Tokens(tf.boolean_mask(ids, kept), tf.boolean_mask(characters.rows, kept))
 
-    return _with_module(model, trie)
+    return GraphModel(model, trie)
 
 
 def _steps(places: tf.Tensor, sizes: tf.Tensor, ended: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -157,24 +159,22 @@ def _added(added_ids: np.ndarray) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     return put
 
 
-def _with_module(model: Model, *modules: tf.Module) -> Model:
-    """A model that holds the modules it uses, so that whoever tracks the model tracks their tables."""
+class GraphModel(tf.Module):
+    """A model with the modules it uses, so that whoever tracks it tracks their tables."""
 
-    class GraphModel(tf.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.used = modules
+    def __init__(self, model: Model, *used: tf.Module) -> None:
+        super().__init__()
+        self._model, self._used = model, used
 
-        def __call__(self, characters: Characters) -> Tokens:
-            return model(characters)
-
-    return GraphModel()
+    def __call__(self, characters: Characters) -> Tokens:
+        """The tokens of words; at least one character is needed."""
+        return self._model(characters)
 
 
 # Unigram.
 
 
-def unigram_model(record: Mapping[str, Any], added_ids: np.ndarray) -> Model:
+def unigram_model(record: Mapping[str, Any], added_ids: np.ndarray) -> GraphModel:
     """The most probable way to split a word into entries; neighbouring unknown characters are one unknown token.
 
     The same sums in the same order and precision as in the library: equally probable ways are told apart alike.
@@ -202,7 +202,7 @@ def unigram_model(record: Mapping[str, Any], added_ids: np.ndarray) -> Model:
         fused = is_unknown & shifted(is_unknown, 1, False) & ~kept.starts
         return Tokens(tf.boolean_mask(token, ~fused), tf.boolean_mask(kept.rows, ~fused))
 
-    return _with_module(model, trie)
+    return GraphModel(model, trie)
 
 
 def _most_probable(
@@ -278,7 +278,7 @@ def _traced_back(
 # Byte-level BPE.
 
 
-def byte_pair_model(record: Mapping[str, Any], added_ids: np.ndarray) -> Model:
+def byte_pair_model(record: Mapping[str, Any], added_ids: np.ndarray) -> GraphModel:
     """Byte-level BPE: bytes, of which the pair whose rule comes first is merged, until no rule is left.
 
     Raises:
@@ -308,7 +308,7 @@ def byte_pair_model(record: Mapping[str, Any], added_ids: np.ndarray) -> Model:
         order = tf.argsort(places)
         return Tokens(tf.gather(symbols, order), tf.gather(letters.rows, tf.gather(places, order)))
 
-    return _with_module(model, table)
+    return GraphModel(model, table)
 
 
 def byte_letters() -> list[str]:
@@ -409,7 +409,7 @@ class AddedTokens(tf.Module):
             ends = [text[start:] for start in range(1, len(text))]
             clash = [other for other in texts for end in ends if other.startswith(end) and other != end]
             if clash:
-                raise ValueError(f"The added tokens {text!r} and {clash[0]!r} can overlap; such have no twin in a graph.")
+                raise ValueError(f"The added tokens {text!r} and {clash[0]!r} can overlap; such have no twin here.")
         self.trie = Trie([texts])
         self._left = tf.constant(sorted(takes_left) or [-1], tf.int32)
         self._right = tf.constant(sorted(takes_right) or [-1], tf.int32)

@@ -56,7 +56,7 @@ class Characters(NamedTuple):
 
     @property
     def starts(self) -> tf.Tensor:
-        """bool (N,): the first character of each part."""
+        """The first character of each part: bool (N,)."""
         return changed(self.parts)
 
     def split(self, starts: tf.Tensor) -> Characters:
@@ -91,7 +91,7 @@ class CodeTable:
 
 
 def changed(values: tf.Tensor) -> tf.Tensor:
-    """bool (N,): True where a value differs from the one before, and at the first."""
+    """True where a value differs from the one before, and at the first: bool (N,)."""
     return tf.concat([tf.ones_like(values[:1], tf.bool), values[1:] != values[:-1]], 0)
 
 
@@ -285,7 +285,8 @@ def _replace(pattern: Mapping[str, str], content: str) -> Rule:
         return _replace_runs(np.arange(NUM_CODES) == _SPACE, ord(content), size=None)
     if len(content) == 1 and expression == r"\s{2,}|[\n\r\t]":
         alone = np.isin(np.arange(NUM_CODES), [ord(c) for c in "\n\r\t"])
-        runs, single = _replace_runs(matching(r"\s"), ord(content), size=None), _replace_runs(alone, ord(content), size=1)
+        runs = _replace_runs(matching(r"\s"), ord(content), size=None)
+        single = _replace_runs(alone, ord(content), size=1)
         return lambda characters: single(runs(characters))
     raise ValueError(
         f"The normalizer that replaces {expression or literal!r} by {content!r} has no twin within a graph. Export "
@@ -478,4 +479,3 @@ def _gpt2_words() -> Rule:
         return characters.split(starts)
 
     return rule
-

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nlp.graph_pieces import AddedTokens, Model, byte_pair_model, unigram_model, word_piece_model
+from nlp.graph_pieces import AddedTokens, GraphModel, byte_pair_model, unigram_model, word_piece_model
 from nlp.graph_rules import Characters, Rule, normalizer_rules, pre_tokenizer_rules
 from nlp.tokenization import TextTokenizer
 from nlp.unicode_tables import NUM_CODES, matching
@@ -212,7 +212,7 @@ def _added_tokens(
     )
 
 
-def _model(tokenizer: TextTokenizer, record: Mapping[str, Any], added_ids: np.ndarray) -> Model:
+def _model(tokenizer: TextTokenizer, record: Mapping[str, Any], added_ids: np.ndarray) -> GraphModel:
     if tokenizer.kind not in _MODELS:
         raise ValueError(f"A tokenizer of kind {tokenizer.kind} has no twin within a graph.")
     splits = json.dumps(record.get("pre_tokenizer") or {})

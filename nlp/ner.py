@@ -316,6 +316,7 @@ class EntityRecognizer(Pipeline):
             batches=batches,
             validate=validate,
             set_head_only=set_head_only,
+            varying_shapes=True,
             rate_factors=rate_factors(self.model, network.encoder, training.layer_decay),
             fingerprint={**self.config.to_dict(), "tags": list(self.tags), "num_examples": batches.num_examples},
         )

@@ -34,8 +34,10 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 _UNIGRAM, _CONTROL, _USER_DEFINED = 1, 3, 4
 
 
-def read_tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer in `directory`, and its settings (what tokenizer_config.json holds, special tokens as strings).
+def read_tokenizer(directory: Path) -> tuple[str, dict[str, Any]]:
+    """The tokenizer in `directory` as the text of a tokenizer.json, and its settings.
+
+    The settings are what tokenizer_config.json holds, with special tokens as strings.
 
     Raises:
         FileNotFoundError: where there is no tokenizer; the message says what was looked for.
@@ -45,12 +47,12 @@ def read_tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
     if (directory / "tokenizer.json").exists():
         return _from_json(directory / "tokenizer.json", settings), settings
     if (directory / "vocab.txt").exists():
-        return _word_piece(directory / "vocab.txt", settings), settings
+        return _word_piece(directory / "vocab.txt", settings).to_str(), settings
     if (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
-        return _byte_pairs(directory, settings), settings
+        return _byte_pairs(directory, settings).to_str(), settings
     for name in _SENTENCEPIECE_FILES:
         if (directory / name).exists():
-            return _sentence_piece(directory / name, settings), settings
+            return _sentence_piece(directory / name, settings).to_str(), settings
     raise FileNotFoundError(
         f"{directory} has no tokenizer: no tokenizer.json, no vocab.txt, no vocab.json with merges.txt, none of "
         f"{', '.join(_SENTENCEPIECE_FILES)}. Copy the tokenizer's files beside the weights."
@@ -71,17 +73,24 @@ def _read_settings(directory: Path) -> dict[str, Any]:
     return settings
 
 
-def _from_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
+def _from_json(file: Path, settings: Mapping[str, Any]) -> str:
     record = read_json(file)
-    # Windows are cut and batches are padded elsewhere; random merges are of no use here.
-    record |= {"truncation": None, "padding": None}
-    if isinstance(record.get("model"), dict) and record["model"].get("dropout"):
-        record["model"]["dropout"] = None
     _apply_settings(record, settings)
+    text = json.dumps(record, ensure_ascii=False)
     try:
-        return Tokenizer.from_str(json.dumps(record))
+        Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
         raise ValueError(f"{file} is no tokenizer that the `tokenizers` library can read: {error}.") from error
+    return text
+
+
+def canonical(text: str) -> str:
+    """A tokenizer.json without what changes from call to call: truncation, padding and random merges."""
+    record = json.loads(text)
+    record |= {"truncation": None, "padding": None}
+    if record["model"].get("dropout"):
+        record["model"]["dropout"] = None
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
 
 
 def _apply_settings(record: dict[str, Any], settings: Mapping[str, Any]) -> None:

@@ -53,7 +53,7 @@ class CharacterMap:
 
 @functools.lru_cache(maxsize=8)
 def matching(pattern: str) -> np.ndarray:
-    """bool (0x110000,): the characters that the library's regular expression `pattern` matches alone."""
+    """The characters that the library's regular expression `pattern` matches alone: bool (0x110000,)."""
     mark = _END
     text = "".join(map(chr, _ALL.tolist())).replace(mark, "a")
     marked = _codes(normalizers.Replace(Regex(pattern), mark).normalize_str(text))

@@ -41,7 +41,8 @@ class TrainingTask:
     tensors) and gives the mean loss, a scalar. `validate()` scores the model as it is, with `evaluate`'s own code.
     `set_head_only(on)` switches between training the head alone, in the first `freeze_epochs`, and all that shall be
     trained. `rate_factors` has one factor on the learning rate for each of the variables trained with it off.
-    `fingerprint` identifies config and data: a state resumes only under an equal one.
+    `fingerprint` identifies config and data: a state resumes only under an equal one. With `varying_shapes` batches
+    differ in shape, as those of texts do.
     """
 
     model: keras.Model
@@ -51,6 +52,7 @@ class TrainingTask:
     set_head_only: Callable[[bool], None] | None = None
     rate_factors: Sequence[float] | None = None
     fingerprint: dict[str, Any] = field(default_factory=dict)
+    varying_shapes: bool = False
 
 
 def run_training(task: TrainingTask, options: FitOptions) -> History:
@@ -101,18 +103,29 @@ class TrainStep:
         """Compile anew: needed after the set of trained variables has changed."""
         runtime = current_runtime()
         self._strategy = runtime.strategy
-        # Batches of a second shape (texts of another length) give one more trace, for all shapes; XLA wants each.
-        options = {"autograph": False, "jit_compile": runtime.xla, "reduce_retracing": not runtime.xla}
-        self._apply = tf.function(self._step, **options)
-        self._accumulate = tf.function(self._add_gradients, **options)
+        self._apply: Any = None
+        self._accumulate: Any = None
 
     def __call__(self, batches: Sequence[Arrays]) -> None:
         """Update the weights by the mean gradient of `batches` (as many as are accumulated)."""
         # A tensor, so that the shorter group at the end of an epoch needs no compilation of its own.
         count = tf.constant(float(len(batches)))
+        if self._apply is None:
+            self._trace_for(batches[0])
         for batch in batches[:-1]:
             self._accumulate(self._tensors(batch), count)
         self._apply(self._tensors(batches[-1]), count)
+
+    def _trace_for(self, batch: Arrays) -> None:
+        runtime = current_runtime()
+        options: dict[str, Any] = {"autograph": False, "jit_compile": runtime.xla}
+        if self.task.varying_shapes and self._num_replicas == 1 and not runtime.xla:
+            # One graph for all shapes: a graph each takes long, and one made after a second shape has come would
+            # round otherwise than the first, so that a resumed run would not end bit-equal.
+            of_any_size = {key: tf.TensorSpec([None] * a.ndim, a.dtype) for key, a in batch.items()}
+            options["input_signature"] = [of_any_size, tf.TensorSpec((), tf.float32)]
+        self._apply = tf.function(self._step, **options)
+        self._accumulate = tf.function(self._add_gradients, **options)
 
     @property
     def _num_replicas(self) -> int:

@@ -85,12 +85,14 @@ def _encoder(architecture: dict[str, Any]) -> keras.Model:
 
 
 class LargestOverTokens(keras.layers.Layer):
-    """Features (B, T, D) and mask (B, T) -> (B, 1, D): the largest value of each feature over the real tokens."""
+    """Features (B, T, D) and mask (B, T) -> (B, 1, D): the largest value of each feature over the real tokens; else 0."""
 
     def call(self, features: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         """Give the largest values."""
-        real = tf.cast(mask, bool)[..., None]
-        return tf.reduce_max(tf.where(real, features, features.dtype.min), axis=1, keepdims=True)
+        real = tf.expand_dims(tf.cast(mask, tf.bool), -1)
+        largest = tf.reduce_max(tf.where(real, features, features.dtype.min), axis=1, keepdims=True)
+        # An empty window, which fills up a batch, must give finite numbers.
+        return tf.where(tf.reduce_any(real, axis=1, keepdims=True), largest, 0.0)
 
 
 def scratch_architecture(config: Any, vocab_size: int, *, per_text: bool) -> dict[str, Any]:

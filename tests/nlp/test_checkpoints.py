@@ -147,7 +147,7 @@ def test_two_training_steps_with_other_labels_lower_the_loss(name: str, tmp_path
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits))
         losses.append(float(loss))
         for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
-            variable.assign_sub(0.01 * tf.convert_to_tensor(gradient))
+            variable.assign_sub(0.001 * tf.convert_to_tensor(gradient))
     assert losses[2] < losses[1] < losses[0]
 
 

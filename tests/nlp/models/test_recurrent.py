@@ -210,7 +210,7 @@ def test_it_learns_what_stands_far_away(cell):
         optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
         return loss
 
-    losses = [float(train()) for _ in range(60)]
+    losses = [float(train()) for _ in range(50)]
     assert losses[0] > 0.5
     assert losses[-1] < 0.05
 
