@@ -56,7 +56,9 @@ class TextClassifierConfig(Config):
     max_length: int = option(
         256, "longest window of a text; longer texts are cut into several", minimum=8, unit="tokens"
     )
-    window_overlap: int = option(32, "tokens that neighbouring windows share", minimum=0, unit="tokens")
+    window_overlap: int = option(
+        32, "tokens that neighbouring windows share, at most half of one", minimum=0, unit="tokens"
+    )
     max_windows: int = option(4, "windows of a long text used in training; answers use all", minimum=1)
     window_pooling: Literal["mean", "max"] = option("mean", "how the logits of a text's windows become one")
     encoder: Literal["transformer", "gru", "lstm"] = option("transformer", "network trained from scratch")
@@ -77,11 +79,6 @@ class TextClassifierConfig(Config):
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"`hidden_size` must be a multiple of `num_heads`; received {self.hidden_size} and {self.num_heads}."
-            )
-        if self.window_overlap > self.max_length // 2:
-            raise ValueError(
-                f"`window_overlap` may be at most half of `max_length` ({self.max_length}); received "
-                f"{self.window_overlap}."
             )
 
 

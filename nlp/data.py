@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -328,3 +329,19 @@ def _collected(
     if bad:
         logger.warning("%s: %d of %d %s cannot be used, the first: %s", file, len(bad), total, things, bad[0])
     return Examples(inputs, targets, tuple(bad))
+
+
+def text_lines(given: Iterable[str]) -> Iterator[str]:
+    """The texts that inputs of a command line stand for: @FILE for the lines of a file, - for those of standard input.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+    """
+    for item in given:
+        if item == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin)
+        elif item.startswith("@"):
+            with Path(item[1:]).open(encoding="utf-8") as lines:
+                yield from (line.rstrip("\n") for line in lines)
+        else:
+            yield item

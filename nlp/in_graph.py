@@ -106,7 +106,7 @@ class InGraphTokenizer(tf.Module):
         sides = [self.ids(column) for column in columns]
         widths = self._widths(sides)
         lengths = [tf.cast(side.row_lengths(), tf.int32) for side in sides]
-        steps = [width - tf.minimum(overlap, width // 2) for width in widths]
+        steps = [tf.maximum(1, width - tf.minimum(overlap, width // 2)) for width in widths]
         counts = [_count(*values) for values in zip(lengths, widths, steps, strict=True)]
         most = counts[0] if len(counts) == 1 else tf.maximum(*counts)
         rows = tf.repeat(tf.range(tf.size(texts)), most)
@@ -143,10 +143,10 @@ class InGraphTokenizer(tf.Module):
         if len(sides) == 1:
             return [tf.fill(tf.shape(lengths[0]), room)]
         first, second = lengths
-        short = tf.maximum(1, tf.minimum(tf.minimum(first, second), room // 2))
+        short = tf.minimum(tf.minimum(first, second), room // 2)
         fits = first + second <= room
-        text = tf.where(fits, tf.maximum(first, 1), tf.where(first > second, room - short, short))
-        pair = tf.where(fits, tf.maximum(second, 1), tf.where(first > second, short, room - short))
+        text = tf.where(fits, first, tf.where(first > second, room - short, short))
+        pair = tf.where(fits, second, tf.where(first > second, short, room - short))
         return [text, pair]
 
     def _assembled(

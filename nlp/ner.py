@@ -70,7 +70,9 @@ class EntityRecognizerConfig(Config):
     max_length: int = option(
         256, "longest window of a text; longer texts are cut into several", minimum=8, unit="tokens"
     )
-    window_overlap: int = option(64, "tokens that neighbouring windows share", minimum=0, unit="tokens")
+    window_overlap: int = option(
+        64, "tokens that neighbouring windows share, at most half of one", minimum=0, unit="tokens"
+    )
     max_windows: int = option(4, "windows of a long text used in training; answers use all", minimum=1)
     encoder: Literal["transformer", "gru", "lstm"] = option("transformer", "network trained from scratch")
     vocab_size: int = option(8000, "largest vocabulary of a tokenizer learned from the training set", minimum=100)
@@ -87,11 +89,6 @@ class EntityRecognizerConfig(Config):
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"`hidden_size` must be a multiple of `num_heads`; received {self.hidden_size} and {self.num_heads}."
-            )
-        if self.window_overlap > self.max_length // 2:
-            raise ValueError(
-                f"`window_overlap` may be at most half of `max_length` ({self.max_length}); received "
-                f"{self.window_overlap}."
             )
 
 

@@ -361,8 +361,8 @@ class Span:
 def _shares(first: int, second: int, room: int) -> tuple[int, int]:
     """Room for the text and for its pair; where both are long, an odd token goes to the longer, else to the pair."""
     if first + second <= room:
-        return max(first, 1), max(second, 1)
-    short = max(1, min(first, second, room // 2))
+        return first, second
+    short = min(first, second, room // 2)
     return (room - short, short) if first > second else (short, room - short)
 
 

@@ -3,7 +3,8 @@
     python scripts/quickstart.py [--output demo]
 
 Vision: scikit-learn's 1,797 handwritten digits (8 x 8 pixels, UCI), a fifth held out, beside a tuned logistic
-regression. Text and recommendation panels follow with their pipelines.
+regression. Text: 96 messages to a shop, written for this purpose (scripts/samples), every third held out, beside a
+tuned logistic regression on TF-IDF. The recommendation panel follows with its pipelines.
 """
 
 from __future__ import annotations
@@ -78,6 +79,47 @@ def _logistic_regression(train_x: Any, train_y: Any, test_x: Any, test_y: Any) -
     return float(search.fit(flat[0], train_y).score(flat[1], test_y))
 
 
+def text_panel(output: Path) -> PanelResult:
+    """Messages to a shop: a pretrained MiniLM, fine-tuned, its answers as a page, and the same after a reload."""
+    from nlp import TextClassifier, read_text_table
+    from nlp.baselines import tfidf_baseline
+
+    started = time.monotonic()
+    messages = read_text_table(Path(__file__).parent / "samples" / "shop_messages.csv")
+    train = messages.take([i for i in range(len(messages)) if i % 3])
+    test = messages.take(range(0, len(messages), 3))
+    classifier = TextClassifier.from_preset("minilm_l6", labels="from_data", max_length=32)
+    training = TrainingConfig(epochs=12, batch_size=16, learning_rate=3e-4, warmup=0.1)
+    classifier.fit(train, training=training)
+    metrics = classifier.evaluate(test)
+    classifier.save(output / "messages-classifier")
+
+    reloaded = TextClassifier.load(output / "messages-classifier")
+    answers = reloaded.predict(list(test.inputs))
+    if answers != classifier.predict(list(test.inputs)):
+        raise RuntimeError("The reloaded pipeline answers differently.")
+    _write_messages(output / "messages-answers.txt", test.inputs, test.targets, answers)
+    return PanelResult(
+        "text",
+        "text classification",
+        f"shop messages, {len(train)} + {len(test)} texts",
+        f"accuracy {metrics['accuracy']:.4f}",
+        f"TF-IDF and logistic regression {tfidf_baseline(train, test)['accuracy']:.4f}",
+        time.monotonic() - started,
+    )
+
+
+def _write_messages(path: Path, texts: Any, labels: Any, answers: Any) -> None:
+    """The least certain answers first, mistakes marked."""
+    order = sorted(range(len(answers)), key=lambda i: (answers[i].label == labels[i], answers[i].probability))
+    lines = ["held-out messages, mistakes and least certain answers first", ""]
+    for i in order:
+        mark = "  " if answers[i].label == labels[i] else "x "
+        truth = "" if answers[i].label == labels[i] else f"  (is {labels[i]})"
+        lines.append(f"{mark}{answers[i].label:9s} {answers[i].probability:.2f}  {texts[i]}{truth}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def _write_pictures(output: Path, metrics: Any, images: Any, labels: Any, answers: Any) -> None:
     import cv2
 
@@ -148,11 +190,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = parser.parse_args(arguments).output
     output.mkdir(parents=True, exist_ok=True)
     RuntimeConfig().apply()
-    results = [panel(output) for panel in (vision_panel,)]
+    results = [panel(output) for panel in (vision_panel, text_panel)]
     print()
     print_table(results)
     print(f"\nPictures and saved pipelines are in {output}/. Next, ask the saved one yourself:")
     print(f"  python scripts/image_classification.py predict --model {output}/digits-classifier PICTURE.png")
+    print(f'  python scripts/text_classification.py predict --model {output}/messages-classifier "Where is my order?"')
 
 
 if __name__ == "__main__":

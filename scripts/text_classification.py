@@ -11,10 +11,11 @@ text; @FILE stands for the lines of a file, and - for those of standard input.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nlp.data import text_lines
 from shared.cli import TaskCommand, main
 
 
@@ -23,18 +24,6 @@ def read(path: Path, split: str) -> Any:
     from nlp.data import read_text_table
 
     return read_text_table(path)
-
-
-def inputs(given: Sequence[str]) -> Iterator[str]:
-    """The texts that the inputs stand for."""
-    for item in given:
-        if item == "-":
-            yield from (line.rstrip("\n") for line in sys.stdin)
-        elif item.startswith("@"):
-            with Path(item[1:]).open(encoding="utf-8") as lines:
-                yield from (line.rstrip("\n") for line in lines)
-        else:
-            yield item
 
 
 def baseline(train: Any, validation: Any) -> str:
@@ -68,7 +57,7 @@ COMMAND = TaskCommand(
         *("precision", "devices", "xla", "deterministic"),
     ),
     details=details,
-    inputs=inputs,
+    inputs=text_lines,
     inputs_help="a text, @FILE for the lines of a file, or - for those of standard input",
     baseline=baseline,
 )

@@ -6,7 +6,6 @@ Shapes: B texts, T tokens, D features.
 from __future__ import annotations
 
 import math
-import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -34,7 +33,7 @@ def activation_function(name: Activation | Literal["linear"]) -> Callable[[tf.Te
 
 
 def _gelu(x: tf.Tensor) -> tf.Tensor:
-    """x times the normal distribution function of x; two thirds of the time of `tf.nn.gelu` on CPUs, which divides."""
+    """X times the normal distribution function of x; two thirds of the time of `tf.nn.gelu` on CPUs, which divides."""
     return x * (0.5 * tf.math.erf(x * math.sqrt(0.5)) + 0.5)
 
 

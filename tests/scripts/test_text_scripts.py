@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_SMALL = ("--hidden-size", 16, "--num-layers", 1, "--num-heads", 2, "--vocab-size", 200, "--batch-size", 8)
+
+
+def call(capsys: pytest.CaptureFixture[str], script: str, *arguments: object) -> tuple[int, str, str]:
+    """A script's main function in this process, where TensorFlow is loaded already."""
+    from shared.cli import main
+
+    sys.path.insert(0, str(_ROOT / "scripts"))
+    try:
+        command = importlib.import_module(script).COMMAND
+    finally:
+        sys.path.remove(str(_ROOT / "scripts"))
+    try:
+        code = main(command, [str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    good, bad = ("a fine film", "i liked it, truly", "warm and funny"), ("a dull film", "i hated it", "cold, slow")
+    rows = [
+        f'"{text} {i}",{label}' for i in range(4) for label, texts in (("good", good), ("bad", bad)) for text in texts
+    ]
+    path = tmp_path / "reviews.csv"
+    path.write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> Path:
+    lines = []
+    for person in ("Ada", "Alan", "Grace", "Emmy"):
+        for place in ("London", "Paris", "Rome"):
+            lines += [f"{person} B-PER", "saw O", f"{place} B-LOC", ". O", ""]
+    path = tmp_path / "names.conll"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_text_classification_from_train_to_predict(capsys, tmp_path, reviews):
+    script, model = "text_classification", tmp_path / "model"
+    training = ("--epochs", 25, "--learning-rate", 0.01, "--output", model)
+    code, out, err = call(capsys, script, "train", "--train", reviews, "--validation", reviews, *_SMALL, *training)
+    assert code == 0, err
+    assert "validation  accuracy" in out
+    assert "baseline    accuracy" in out
+    assert "logistic regression on TF-IDF" in out
+
+    scores = tmp_path / "scores.json"
+    code, out, err = call(capsys, script, "evaluate", "--model", model, "--data", reviews, "--json", scores)
+    assert code == 0, err
+    assert "precision" in out
+    assert json.loads(scores.read_text())["accuracy"] > 0.9
+
+    (tmp_path / "more.txt").write_text("a fine film\n\ncold, slow\n", encoding="utf-8")
+    code, out, err = call(capsys, script, "predict", "--model", model, "warm and funny", f"@{tmp_path / 'more.txt'}")
+    assert code == 0, err
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["input"] for answer in answers] == ["warm and funny", "a fine film", "", "cold, slow"]
+    assert [answers[i]["labels"][0] for i in (0, 1, 3)] == ["good", "good", "bad"]
+
+
+def test_named_entity_recognition_from_train_to_predict(capsys, tmp_path, names):
+    script, model = "named_entity_recognition", tmp_path / "model"
+    training = ("--epochs", 12, "--learning-rate", 0.01, "--output", model)
+    code, out, err = call(capsys, script, "train", "--train", names, "--validation", names, *_SMALL, *training)
+    assert code == 0, err
+    assert "validation  f1" in out
+
+    code, out, err = call(capsys, script, "evaluate", "--model", model, "--data", names)
+    assert code == 0, err
+    assert "PER" in out
+
+    code, out, err = call(capsys, script, "predict", "--model", model, "Emmy saw Rome.")
+    assert code == 0, err
+    found = json.loads(out)["entities"]
+    assert [(entity["text"], entity["label"]) for entity in found] == [("Emmy", "PER"), ("Rome", "LOC")]
+
+
+@pytest.mark.parametrize("script", ["text_classification", "named_entity_recognition"])
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("train", "--train", "nowhere.csv", "--output", "x"), "nowhere.csv"),
+        (("predict", "--model", "nowhere", "text"), "nowhere"),
+        (("predict", "--preset", "minilm_l7", "text"), "minilm_l6"),
+        (("train", "--train", "x"), "--output"),
+        (("train", "--train", "x", "--output", "y", "--epochs", "0"), "epochs"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, script, arguments, part):
+    code, _, err = call(capsys, script, *arguments)
+    assert code == 2
+    assert part in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("script", ["text_classification", "named_entity_recognition"])
+def test_help_is_short(capsys, script):
+    code, out, _ = call(capsys, script, "train", "--help")
+    assert code == 0
+    assert "--preset" in out
+    assert len(out.splitlines()) <= 62
