@@ -25,6 +25,8 @@ from shared.pretrained import Source, assign_weights, detect_layout, read_json, 
 if TYPE_CHECKING:
     import keras
 
+    from nlp.models.network import TextNetwork
+
 logger = logging.getLogger(__name__)
 
 Kind: TypeAlias = Literal["classification", "multi_label", "regression", "tokens"]
@@ -198,6 +200,28 @@ def write_hugging_face(
     tensors = {name: np.ascontiguousarray(place.value(), np.float32) for name, place in places.items()}
     # transformers asks for the framework's name.
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_network(directory: Path | str, network: TextNetwork, *, labels: Sequence[str], kind: Kind) -> None:
+    """As `write_hugging_face`, for the network of a pipeline; one trained from scratch is written as BERT.
+
+    Raises:
+        ValueError: for what no family can express: a recurrent network, a conditional random field.
+    """
+    architecture = network.architecture
+    if architecture["kind"] != "transformer" or architecture.get("crf"):
+        what = "a conditional random field" if architecture.get("crf") else "a recurrent network"
+        raise ValueError(f"Checkpoints of Hugging Face have no {what.removeprefix('a ')}; use `save` for {what}.")
+    write_hugging_face(
+        directory,
+        family=architecture.get("family", "bert"),
+        config=EncoderConfig.from_dict(architecture["encoder"]),
+        encoder=network.encoder,
+        head_config=HeadConfig.from_dict(architecture["head"]),
+        head=network.head,
+        labels=labels,
+        kind=kind,
+    )
 
 
 # Config.

@@ -7,6 +7,7 @@ effect before them.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from nlp.checkpoints import PretrainedText
+    from nlp.checkpoints import Kind, PretrainedText
     from nlp.models.network import TextNetwork
-    from shared.export import ExportReport
+    from shared.export import Endpoint, ExportReport
     from shared.training import TrainingTask
     from shared.training_config import TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 FROM_DATA = "from_data"
 # Kinds of heads of checkpoints that classify texts.
@@ -199,6 +202,8 @@ class TextClassifier(Pipeline):
             assert saved._network is not None
             classifier._network = saved._network.without_head()
             classifier._new_head = saved._network.architecture["head"]
+            if classifier.labels is not None:
+                classifier._ensure_head()
         return classifier
 
     @property
@@ -318,6 +323,12 @@ class TextClassifier(Pipeline):
         return value
 
     @property
+    def _kind(self) -> Kind:
+        if self.config.regression:
+            return "regression"
+        return "multi_label" if self.config.multi_label else "classification"
+
+    @property
     def _classes(self) -> ClassLabels:
         assert self.labels is not None
         return ClassLabels(self.labels, self.config.multi_label, self.config.threshold)
@@ -409,7 +420,19 @@ class TextClassifier(Pipeline):
         if self._network is None:
             architecture = scratch_architecture(self.config, self.tokenizer.vocab_size, per_text=True)
             self._network = build_network(architecture, seed=self.config.seed)
-        return self._network if self._network.head is not None else self._ensure_head()
+        if self._network.head is None:
+            self._ensure_head()
+            if self.config.regression:
+                self._start_at_mean(source)
+        return self._network
+
+    def _start_at_mean(self, source: Source) -> None:
+        """Let a new head answer with the mean of all targets: small steps would take long to get there from 0."""
+        assert self._network is not None
+        assert self._network.head is not None
+        targets = source.targets if isinstance(source, Examples) else (target for _, target in source)
+        mean = np.mean([float(self._target(target)) for target in targets])
+        self._network.head.get_layer("logits").bias.assign([mean])
 
     def _ensure_head(self) -> TextNetwork:
         assert self._network is not None
@@ -451,15 +474,53 @@ class TextClassifier(Pipeline):
         from shared.export import export_litert, export_onnx, export_saved_model
 
         assert self._network is not None
-        assert self.tokenizer is not None
-        batch = flat_windows([window_arrays(self._windows(text)) for text in _SAMPLE_TEXTS])
-        expected = self._logits(batch) if self.config.regression else self._probabilities(self._logits(batch))
+        batch, expected = self._exported(_SAMPLE_TEXTS)
         model, endpoints = classifier_endpoints(self._network, self.config, batch, expected)
         if format == "litert":
             return export_litert(path, endpoints["serve_tokens"], track=[model])
         if format == "onnx":
             return export_onnx(path, endpoints["serve_tokens"])
-        return export_saved_model(path, endpoints, track=[model])
+        tokenizer, from_texts = self._text_endpoints(model)
+        return export_saved_model(path, from_texts | endpoints, track=[model, *tokenizer])
+
+    def _exported(self, texts: Sequence[Any]) -> tuple[Arrays, np.ndarray]:
+        """Flat windows of texts, and what an export shall answer."""
+        batch = flat_windows([window_arrays(self._windows(text)) for text in texts])
+        logits = self._logits(batch)
+        return batch, logits if self.config.regression else self._probabilities(logits)
+
+    def _text_endpoints(self, model: keras.Model) -> tuple[list[tf.Module], dict[str, Endpoint]]:
+        """The tokenizer's twin for graphs and what takes strings; nothing where the tokenizer has no twin."""
+        from nlp.in_graph import in_graph_tokenizer
+        from nlp.models.serving import text_endpoints
+
+        assert self.tokenizer is not None
+        try:
+            twin = in_graph_tokenizer(self.tokenizer, self.config.max_length)
+        except ValueError as error:
+            logger.warning("the export takes tokens only, no strings: %s", error)
+            return [], {}
+        texts = [*_SAMPLE_TEXTS, " ".join(_SAMPLE_TEXTS * self.config.max_length)]
+        pairs = list(zip(texts, texts[::-1], strict=True))
+        examples = {"serve": (texts,), "serve_pairs": (texts, texts[::-1])}
+        expected = {"serve": self._exported(texts)[1], "serve_pairs": self._exported(pairs)[1]}
+        return [twin], text_endpoints(model, self.config, twin, examples, expected)
+
+    def save_hugging_face(self, path: str | Path) -> None:
+        """Write a directory that transformers loads: config.json, model.safetensors and the tokenizer's files.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ValueError: for a recurrent network, or what the family of the network cannot express.
+        """
+        from nlp.checkpoints import write_network
+
+        self._require_fitted("save_hugging_face")
+        assert self._network is not None
+        assert self.tokenizer is not None
+        labels = [str(name) for name in self.labels or ("LABEL_0",)]
+        write_network(path, self._network, labels=labels, kind=self._kind)
+        self.tokenizer.save(path)
 
 
 def text_or_pair(text: Any) -> tuple[str, str | None]:

@@ -240,6 +240,8 @@ class EntityRecognizer(Pipeline):
         else:
             recognizer._network = saved._network.without_head()
             recognizer._new_head = saved._network.architecture["head"]
+            if recognizer.tags is not None:
+                recognizer._ensure_head()
         return recognizer
 
     @property
@@ -499,6 +501,22 @@ class EntityRecognizer(Pipeline):
         if format == "onnx":
             return export_onnx(path, endpoint)
         return export_saved_model(path, {"serve_tokens": endpoint}, track=[model])
+
+    def save_hugging_face(self, path: str | Path) -> None:
+        """Write a directory that transformers loads: config.json, model.safetensors and the tokenizer's files.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ValueError: for a recurrent network, a conditional random field, or what the family cannot express.
+        """
+        from nlp.checkpoints import write_network
+
+        self._require_fitted("save_hugging_face")
+        assert self._network is not None
+        assert self.tokenizer is not None
+        assert self.tags is not None
+        write_network(path, self._network, labels=[str(tag) for tag in self.tags], kind="tokens")
+        self.tokenizer.save(path)
 
 
 def _text_of(value: Any) -> _Text:

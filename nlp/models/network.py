@@ -85,7 +85,7 @@ def _encoder(architecture: dict[str, Any]) -> keras.Model:
 
 
 class LargestOverTokens(keras.layers.Layer):
-    """Features (B, T, D) and mask (B, T) -> (B, 1, D): the largest value of each feature over real tokens; 0 without."""
+    """Features (B, T, D) and mask (B, T) -> (B, 1, D): the largest of each feature over real tokens; 0 without."""
 
     def call(self, features: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         """Give the largest values."""

@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
-from nlp.classification import TextClassifier, TextClassifierConfig
-from shared import Examples, TrainingConfig
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nlp.classification import TextClassification, TextClassifier, TextClassifierConfig
+from shared import Examples, NotFittedError, TrainingConfig
 from tests.contract import PipelineContract
 
 GOOD = ("a fine film", "warm and funny", "i liked it", "what a joy", "moving, clever, great")
@@ -44,3 +52,178 @@ class TestTextClassifier(PipelineContract):
             ([b"\xff\xfe"], ValueError, "not UTF-8"),
             ([("a", "b", "c")], TypeError, "tuple of two"),
         ]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> TextClassifier:
+    classifier = TextClassifier(TextClassifierConfig(**TINY))
+    classifier.fit(reviews(), training=TRAINING)
+    return classifier
+
+
+def test_tf_data_and_class_numbers_as_tfds_gives_them() -> None:
+    data = reviews()
+    numbers = [int(label == "good") for label in data.targets]
+    dataset = tf.data.Dataset.from_tensor_slices((list(data.inputs), numbers))
+    classifier = TextClassifier(TextClassifierConfig(**TINY))
+    classifier.fit(dataset, training=TRAINING)
+    assert list(classifier.labels or ()) == ["0", "1"]
+    assert classifier.evaluate(dataset).first > 0.9
+
+
+@pytest.mark.parametrize("encoder", ["gru", "lstm"])
+def test_recurrent_networks_learn(encoder: Any, tmp_path: Path) -> None:
+    classifier = TextClassifier(TextClassifierConfig(**TINY, encoder=encoder))
+    classifier.fit(reviews(), training=TRAINING.replace(epochs=12))
+    assert classifier.evaluate(reviews()).first > 0.9
+    classifier.save(tmp_path / "saved")
+    assert TextClassifier.load(tmp_path / "saved").predict(list(GOOD)) == classifier.predict(list(GOOD))
+    with pytest.raises(ValueError, match="recurrent network"):
+        classifier.save_hugging_face(tmp_path / "exported")
+
+
+def test_pairs_of_texts() -> None:
+    pairs = [(left, right) for left in GOOD + BAD for right in (GOOD[1], BAD[1])]
+    labels = ["good" if right in GOOD else "bad" for _, right in pairs]
+    classifier = TextClassifier(TextClassifierConfig(**TINY))
+    classifier.fit((pairs * 3, labels * 3), training=TRAINING.replace(epochs=15))
+    assert classifier.evaluate((pairs, labels)).first > 0.9
+    answer = classifier.predict([pairs[0]])[0]
+    assert answer != classifier.predict([pairs[0][0]])[0]
+    assert answer == classifier.predict([list(pairs[0])])[0]
+
+
+def test_multi_label_answers_may_be_empty() -> None:
+    data = reviews()
+    targets = [("good",) if label == "good" else () for label in data.targets]
+    classifier = TextClassifier(TextClassifierConfig(**TINY, multi_label=True))
+    classifier.fit(Examples(data.inputs, targets), training=TRAINING)
+    metrics = classifier.evaluate(Examples(data.inputs, targets))
+    assert list(metrics) == ["macro_f1", "accuracy"]
+    assert metrics.first > 0.9
+    assert [answer.label for answer in classifier.predict([GOOD[0], BAD[0]])] == ["good", None]
+
+
+def test_regression_gives_values() -> None:
+    data = reviews()
+    values = [4.0 if label == "good" else 1.0 for label in data.targets]
+    classifier = TextClassifier(TextClassifierConfig(**TINY, regression=True))
+    classifier.fit((list(data.inputs), values), training=TRAINING.replace(epochs=20))
+    metrics = classifier.evaluate((list(data.inputs), values))
+    assert list(metrics) == ["spearman", "pearson", "rmse"]
+    assert metrics["rmse"] < 0.5
+    answer = classifier.predict([GOOD[0]])[0]
+    assert answer.value == pytest.approx(4, abs=1)
+    assert answer.to_dict() == {"value": round(answer.value or 0, 6), "num_windows": 1}
+    with pytest.raises(ValueError, match="number"):
+        classifier.evaluate((["a"], ["high"]))
+
+
+def test_long_texts_are_read_in_windows_to_their_end(fitted: TextClassifier) -> None:
+    long = " ".join(["film"] * 2000)
+    plain, ending = fitted.predict([long, long + " awful hated bore dull" * 100])
+    assert ending.num_windows > plain.num_windows > 5
+    assert dict(zip(plain.labels, plain.probabilities, strict=True)) != dict(
+        zip(ending.labels, ending.probabilities, strict=True)
+    )
+
+
+def test_predictions_of_windows_are_the_mean_of_their_logits(fitted: TextClassifier) -> None:
+    config = fitted.config.replace(max_length=8, window_overlap=0)
+    narrow = TextClassifier(config)
+    narrow.labels, narrow.tokenizer, narrow._network, narrow._trained = (
+        fitted.labels,
+        fitted.tokenizer,
+        fitted._network,
+        True,
+    )
+    words = ["i", "liked", "it", "what", "a", "joy", "i", "hated"]
+    assert fitted.tokenizer is not None
+    windows = fitted.tokenizer.windows(" ".join(words), max_length=8, overlap=0)
+    logits = [
+        fitted.model(
+            {
+                "token_ids": window.token_ids[None],
+                "segment_ids": window.segment_ids[None],
+                "mask": np.ones((1, len(window)), bool),
+            }
+        )[0]
+        for window in windows
+    ]
+    mean = np.mean([np.asarray(row) for row in logits], axis=0)
+    expected = np.exp(mean) / np.exp(mean).sum()
+    (answer,) = narrow.predict([" ".join(words)])
+    assert answer.num_windows == len(windows) > 1
+    found = dict(zip(answer.labels, answer.probabilities, strict=True))
+    assert [found[str(name)] for name in fitted.labels or ()] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_saved_model_takes_strings_without_this_project(fitted: TextClassifier, tmp_path: Path) -> None:
+    fitted.export(tmp_path / "exported")
+    code = (
+        "import sys, tensorflow as tf\n"
+        "served = tf.saved_model.load(sys.argv[1])\n"
+        "assert not any(name in sys.modules for name in ('nlp', 'shared', 'keras_hub', 'tensorflow_text'))\n"
+        "print('SHARES', served.serve(tf.constant(['i liked it', 'great ' * 900])).numpy().tolist())\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "exported")]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert child.returncode == 0, child.stderr
+    line = next(line for line in child.stdout.splitlines() if line.startswith("SHARES "))
+    for answer, served in zip(fitted.predict(["i liked it", "great " * 900]), json.loads(line[7:]), strict=True):
+        found = dict(zip(answer.labels, answer.probabilities, strict=True))
+        assert served == pytest.approx([found[str(name)] for name in fitted.labels or ()], abs=1e-4)
+
+
+def test_hugging_face_and_back(fitted: TextClassifier, tmp_path: Path) -> None:
+    fitted.save_hugging_face(tmp_path / "exported")
+    again = TextClassifier.from_preset(tmp_path / "exported")
+    assert again.is_fitted
+    assert again.config.labels == ("bad", "good")
+    texts = [*GOOD, *BAD, "", "great " * 300]
+    for mine, theirs in zip(fitted.predict(texts), again.predict(texts), strict=True):
+        assert mine.labels == theirs.labels
+        assert mine.probabilities == pytest.approx(theirs.probabilities, abs=1e-5)
+
+
+def test_other_labels_give_a_new_head_on_the_same_encoder(fitted: TextClassifier, tmp_path: Path) -> None:
+    fitted.save_hugging_face(tmp_path / "exported")
+    fitted.save(tmp_path / "saved")
+    for start in (tmp_path / "exported", tmp_path / "saved"):
+        classifier = TextClassifier.from_preset(start, labels=("awful", "great", "so-so"))
+        assert not classifier.is_fitted
+        assert classifier.model.output_shape == (None, 3)
+        assert classifier._network is not None
+        assert fitted._network is not None
+        own, theirs = (network.encoder.get_weights()[0] for network in (classifier._network, fitted._network))
+        np.testing.assert_array_equal(own, theirs)
+        with pytest.raises(NotFittedError, match="fit"):
+            classifier.predict(["a"])
+
+
+def test_a_preset_says_how_long_its_texts_may_be(fitted: TextClassifier, tmp_path: Path) -> None:
+    fitted.save_hugging_face(tmp_path / "exported")
+    with pytest.raises(ValueError, match="at most 256 tokens"):
+        TextClassifier.from_preset(tmp_path / "exported", max_length=300)
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        TextClassifierConfig(multi_label=True, regression=True)
+    with pytest.raises(ValueError, match="multiple of `num_heads`"):
+        TextClassifierConfig(hidden_size=30, num_heads=4)
+
+
+def test_class_weights_raise_rare_classes() -> None:
+    texts, labels = [*GOOD * 4, *BAD[:1]], ["good"] * 20 + ["bad"]
+    plain, balanced = (
+        TextClassifier(TextClassifierConfig(**TINY, class_weights=weights)) for weights in ("none", "balanced")
+    )
+    losses = [c.fit((texts, labels), training=TRAINING.replace(epochs=1)).losses[0] for c in (plain, balanced)]
+    assert losses[0] != losses[1]
+
+
+def test_an_answer_in_plain_values() -> None:
+    answer = TextClassification(("good", "bad"), (0.75, 0.25), num_windows=2)
+    assert answer.to_dict() == {"labels": ["good", "bad"], "probabilities": [0.75, 0.25], "num_windows": 2}
+    assert (answer.label, answer.value) == ("good", None)
