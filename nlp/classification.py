@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from nlp.inputs import text_or_pair
 from nlp.metrics import regression_scores
 from nlp.tokenization import TextTokenizer, Window
 from nlp.windows import flat_windows, num_tokens, run_windows, stack_windows, window_arrays
 from shared.classification import Classification, ClassLabels, class_names
 from shared.config import Config, option
-from shared.data import Arrays, BadExampleError, Examples, InputPipeline, Loading, Source, Stages, as_source
+from shared.data import Arrays, Examples, InputPipeline, Loading, Source, Stages, as_source
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
 from shared.vocabulary import Vocabulary
 
@@ -521,26 +522,3 @@ class TextClassifier(Pipeline):
         labels = [str(name) for name in self.labels or ("LABEL_0",)]
         write_network(path, self._network, labels=labels, kind=self._kind)
         self.tokenizer.save(path)
-
-
-def text_or_pair(text: Any) -> tuple[str, str | None]:
-    """A text and its partner, None where it has none.
-
-    Raises:
-        BadExampleError: for bytes that are not UTF-8.
-        TypeError: for what is neither a text nor a pair of texts.
-    """
-    if isinstance(text, tuple | list | np.ndarray) and np.ndim(text) == 1 and len(text) == 2:
-        return _text(text[0]), _text(text[1])
-    return _text(text), None
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BadExampleError(f"not UTF-8: byte {value[error.start]:#04x} at position {error.start}") from error
-    if isinstance(value, str):
-        return str(value)
-    raise TypeError(f"An input is a text (str), or a tuple of two; received {type(value).__name__}.")

@@ -11,7 +11,7 @@ effect before them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -19,22 +19,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 
 from nlp.decoding import TagChain
+from nlp.inputs import WordedText, entities_of, scheme_of, types_in, types_of, worded_text
 from nlp.metrics import entity_scores
 from nlp.tags import (
     EntitySpan,
     Scheme,
     detect_scheme,
     entities,
-    split_tag,
     tag_names,
     tags_of,
     transitions,
 )
 from nlp.tokenization import TextTokenizer, Window
 from nlp.windows import flat_windows, num_tokens, run_windows, stack_windows, window_arrays
-from nlp.words import word_spans
 from shared.config import Config, option
-from shared.data import Arrays, BadExampleError, Examples, InputPipeline, Loading, Source, Stages, as_source
+from shared.data import Arrays, Examples, InputPipeline, Loading, Source, Stages, as_source
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
 from shared.vocabulary import Vocabulary
 
@@ -52,8 +51,8 @@ FROM_DATA = "from_data"
 # Texts whose windows are in memory together while they are answered.
 _CHUNK = 64
 _GIB = 1 << 30
-# Texts from which a tokenizer is learned, and from whose tags a stream's scheme is read.
-_TOKENIZER_SAMPLE, _SCHEME_SAMPLE = 100_000, 1_000
+# Texts from which a tokenizer is learned.
+_TOKENIZER_SAMPLE = 100_000
 # Target of tokens that do not answer for a word.
 _IGNORED = -1
 _SAMPLE_TEXTS = ("Ada Lovelace met Charles Babbage in London.", "Nobody.", "Zoë 🎬 東京")
@@ -124,19 +123,6 @@ class Entities(tuple[Entity, ...]):
         return {"entities": [entity.to_dict() for entity in self]}
 
 
-@dataclass(frozen=True)
-class _Text:
-    """A text by its words: `spans` are their places in `original`; `is_list`: it came as a list of words."""
-
-    original: str
-    spans: tuple[tuple[int, int], ...]
-    is_list: bool
-
-    @property
-    def words(self) -> list[str]:
-        return [self.original[start:end] for start, end in self.spans]
-
-
 class EntityRecognizer(Pipeline):
     """Texts in, named entities with their places out.
 
@@ -192,7 +178,11 @@ class EntityRecognizer(Pipeline):
         fields: dict[str, Any] = {"max_length": min(EntityRecognizerConfig().max_length, preset.max_length)}
         if keep_head:
             assert preset.labels is not None
-            fields |= {"scheme": detect_scheme([preset.labels]), "constrained": False, "labels": _types(preset.labels)}
+            fields |= {
+                "scheme": detect_scheme([preset.labels]),
+                "constrained": False,
+                "labels": types_of(preset.labels),
+            }
         elif labels is not None and labels != FROM_DATA:
             fields["labels"] = tuple(labels)
         recognizer = cls(EntityRecognizerConfig.from_dict(fields | config_fields))
@@ -261,7 +251,7 @@ class EntityRecognizer(Pipeline):
     @property
     def labels(self) -> tuple[str, ...]:
         """The entity types."""
-        return () if self.tags is None else _types(map(str, self.tags))
+        return () if self.tags is None else types_of(map(str, self.tags))
 
     def predict(self, inputs: Sequence[Any], *, batch_size: int = 32) -> list[Entities]:
         """The entities of each text, in its order.
@@ -281,7 +271,7 @@ class EntityRecognizer(Pipeline):
             )
         answers: list[Entities] = []
         for start in range(0, len(inputs), _CHUNK):
-            texts = [_text_of(item) for item in inputs[start : start + _CHUNK]]
+            texts = [worded_text(item) for item in inputs[start : start + _CHUNK]]
             found = self._found(flat_windows([self._encode(text) for text in texts]), batch_size)
             answers += [_answer(text, *entities) for text, entities in zip(texts, found, strict=True)]
         return answers
@@ -295,14 +285,14 @@ class EntityRecognizer(Pipeline):
 
         source = as_source(train, name="train")
         if self.tags is None:
-            self.tags = Vocabulary(tag_names(_types_in(source), self.config.scheme))
+            self.tags = Vocabulary(tag_names(types_in(source), self.config.scheme))
         network = self._ensure_network(source)
 
         def set_head_only(on: bool) -> None:
             set_trainable(network.encoder, head_only=on, norms=True, first_group=training.freeze_groups)
 
         set_head_only(False)
-        scheme = _scheme_of(source)
+        scheme = scheme_of(source)
         stages = Stages(
             encode=lambda text, target: self._encode_for_training(text, target, scheme),
             collate=lambda examples: stack_windows(examples, limit=self.config.max_length),
@@ -336,13 +326,13 @@ class EntityRecognizer(Pipeline):
 
     # Texts and targets on their way in.
 
-    def _windows(self, text: _Text) -> list[Window]:
+    def _windows(self, text: WordedText) -> list[Window]:
         assert self.tokenizer is not None
         return self.tokenizer.windows_of_words(
             text.words, max_length=self.config.max_length, overlap=self.config.window_overlap
         )
 
-    def _encode(self, text: _Text) -> Arrays:
+    def _encode(self, text: WordedText) -> Arrays:
         """Windows (W, T), and with them `word_ids` (W, T): the word that a token answers for, or -1."""
         windows = self._windows(text)
         arrays = window_arrays(windows)
@@ -353,7 +343,7 @@ class EntityRecognizer(Pipeline):
         return arrays
 
     def _encode_for_training(self, value: Any, target: Any, scheme: Scheme) -> Arrays:
-        text = _text_of(value)
+        text = worded_text(value)
         tags = self._tag_numbers(text, target, scheme)
         arrays = self._encode(text)
         if len(arrays["mask"]) > self.config.max_windows:
@@ -363,10 +353,10 @@ class EntityRecognizer(Pipeline):
         arrays["targets"] = np.where(word_ids >= 0, np.append(tags, _IGNORED)[word_ids], _IGNORED).astype(np.int32)
         return arrays
 
-    def _tag_numbers(self, text: _Text, target: Any, scheme: Scheme) -> np.ndarray:
+    def _tag_numbers(self, text: WordedText, target: Any, scheme: Scheme) -> np.ndarray:
         """Number of each word's tag, int32."""
         assert self.tags is not None
-        own = tags_of(_entities_of(text, target, scheme), len(text.spans), self.config.scheme)
+        own = tags_of(entities_of(text, target, scheme), len(text.spans), self.config.scheme)
         unknown = sorted({tag for tag in own if tag not in self.tags})
         if unknown:
             known = ", ".join(self.labels)
@@ -386,11 +376,11 @@ class EntityRecognizer(Pipeline):
 
     def _scoring_batches(self, data: Any, *, cache_gib: float) -> InputPipeline:
         source = as_source(data)
-        scheme = _scheme_of(source)
+        scheme = scheme_of(source)
 
         def encode(value: Any, target: Any) -> Arrays:
-            text = _text_of(value)
-            return {**self._encode(text), "entities": self._entity_numbers(_entities_of(text, target, scheme))}
+            text = worded_text(value)
+            return {**self._encode(text), "entities": self._entity_numbers(entities_of(text, target, scheme))}
 
         loading = Loading(batch_size=_CHUNK, cache_bytes=int(cache_gib * _GIB))
         return InputPipeline(source, Stages(encode=encode, collate=_with_entities), loading)
@@ -449,7 +439,7 @@ class EntityRecognizer(Pipeline):
 
         if self.tokenizer is None:
             inputs = source.inputs if isinstance(source, Examples) else (text for text, _ in source)
-            sample = (_text_of(text).original for text in itertools.islice(inputs, _TOKENIZER_SAMPLE))
+            sample = (worded_text(text).original for text in itertools.islice(inputs, _TOKENIZER_SAMPLE))
             self.tokenizer = TextTokenizer.train(sample, self.config.vocab_size, lower_case=self.config.lower_case)
         if self._network is None:
             architecture = scratch_architecture(self.config, self.tokenizer.vocab_size, per_text=False)
@@ -494,7 +484,7 @@ class EntityRecognizer(Pipeline):
         from shared.export import export_litert, export_onnx, export_saved_model
 
         assert self._network is not None
-        batch = flat_windows([self._encode(_text_of(text)) for text in _SAMPLE_TEXTS])
+        batch = flat_windows([self._encode(worded_text(text)) for text in _SAMPLE_TEXTS])
         model, endpoint = token_endpoint(self._network, batch, window_function(self.model)(batch))
         if format == "litert":
             return export_litert(path, endpoint, track=[model])
@@ -517,89 +507,6 @@ class EntityRecognizer(Pipeline):
         assert self.tags is not None
         write_network(path, self._network, labels=[str(tag) for tag in self.tags], kind="tokens")
         self.tokenizer.save(path)
-
-
-def _text_of(value: Any) -> _Text:
-    """A string with the words found in it, or a list of words with a space between them.
-
-    Raises:
-        BadExampleError: for bytes that are not UTF-8.
-        TypeError: for anything else.
-    """
-    if isinstance(value, str | bytes):
-        text = _decoded(value)
-        return _Text(text, tuple(word_spans(text)), is_list=False)
-    if isinstance(value, list | tuple | np.ndarray) and all(isinstance(word, str | bytes) for word in value):
-        words = [_decoded(word) for word in value]
-        ends = list(itertools.accumulate(len(word) + 1 for word in words))
-        spans = tuple((end - len(word) - 1, end - 1) for word, end in zip(words, ends, strict=True))
-        return _Text(" ".join(words), spans, is_list=True)
-    raise TypeError(f"An input is a text (str) or a list of words (str); received {type(value).__name__}.")
-
-
-def _decoded(value: str | bytes) -> str:
-    if isinstance(value, str):
-        return str(value)
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadExampleError(f"not UTF-8: byte {value[error.start]:#04x} at position {error.start}") from error
-
-
-def _entities_of(text: _Text, target: Any, scheme: Scheme) -> list[EntitySpan]:
-    """The entities of a text by words, from its tags, one per word, or from spans (start, end, type) in characters.
-
-    Spans are widened to whole words.
-
-    Raises:
-        BadExampleError: for tags that are not as many as the words or break the scheme.
-    """
-    if text.is_list:
-        tags = [_decoded(tag) for tag in target]
-        if len(tags) != len(text.spans):
-            raise BadExampleError(f"{len(text.spans)} words have {len(tags)} tags")
-        try:
-            return entities(tags, scheme)
-        except ValueError as error:
-            raise BadExampleError(str(error)) from error
-    found = []
-    for start, end, kind in target:
-        inside = [number for number, span in enumerate(text.spans) if span[0] < end and span[1] > start]
-        if inside:
-            found.append((str(kind), inside[0], inside[-1] + 1))
-    try:
-        tags_of(found, len(text.spans), scheme)
-    except ValueError as error:
-        raise BadExampleError(str(error)) from error
-    return found
-
-
-def _scheme_of(source: Source) -> Scheme:
-    """The scheme of the tags of a source; what does not come as tags has none, and any will do."""
-    targets = source.targets if isinstance(source, Examples) else (target for _, target in source)
-    inputs = source.inputs if isinstance(source, Examples) else (value for value, _ in source)
-    limit = None if isinstance(source, Examples) else _SCHEME_SAMPLE
-    pairs = itertools.islice(zip(inputs, targets, strict=True), limit)
-    return detect_scheme([_decoded(t) for t in target] for value, target in pairs if not isinstance(value, str | bytes))
-
-
-def _types_in(source: Source) -> tuple[str, ...]:
-    targets = source.targets if isinstance(source, Examples) else (target for _, target in source)
-    found: set[str] = set()
-    for target in targets:
-        for part in target:
-            if isinstance(part, str | bytes):
-                found.add(split_tag(_decoded(part))[1])
-            else:
-                found.add(str(part[2]))
-    types = tuple(sorted(found - {""}))
-    if not types:
-        raise ValueError("The training set has no entities: each tag is O. Is the tag column the right one?")
-    return types
-
-
-def _types(tags: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted({split_tag(tag)[1] for tag in tags} - {""}))
 
 
 def _answering(window: Window) -> np.ndarray:
@@ -631,7 +538,7 @@ def _entities_with_scores(
     return found, [float(chances[start:end].mean()) for _, start, end in places]
 
 
-def _answer(text: _Text, found: Sequence[EntitySpan], scores: Sequence[float]) -> Entities:
+def _answer(text: WordedText, found: Sequence[EntitySpan], scores: Sequence[float]) -> Entities:
     answers = []
     for (kind, first, after), score in zip(found, scores, strict=True):
         start, end = text.spans[first][0], text.spans[after - 1][1]

@@ -153,3 +153,21 @@ def test_an_answer_in_plain_values() -> None:
     assert answer.to_dict() == {
         "entities": [{"text": "Rome", "label": "LOC", "start": 3, "end": 7, "words": [1, 2], "score": 0.9}]
     }
+
+
+def test_hugging_face_and_back(fitted: EntityRecognizer, tmp_path) -> None:
+    fitted.save_hugging_face(tmp_path / "exported")
+    again = EntityRecognizer.from_preset(tmp_path / "exported")
+    assert again.is_fitted
+    assert (again.labels, again.config.constrained) == (("LOC", "PER"), False)
+    for mine, theirs in zip(*(r.predict(TestEntityRecognizer.inputs()) for r in (fitted, again)), strict=True):
+        assert [(e.text, e.label, e.start) for e in mine] == [(e.text, e.label, e.start) for e in theirs]
+        assert [e.score for e in mine] == pytest.approx([e.score for e in theirs], abs=1e-5)
+    with pytest.raises(ValueError, match="ORG"):
+        again.fit(Examples([("Acme",)], [("B-ORG",)]), training=TRAINING.replace(epochs=1))
+    new = EntityRecognizer.from_preset(tmp_path / "exported", labels=("ORG",), crf=True)
+    assert not new.is_fitted
+    assert new.model.output_shape == (None, None, 3)
+    new.fit(Examples([("Acme", "sells")] * 8, [("B-ORG", "O")] * 8), training=TRAINING.replace(epochs=2))
+    with pytest.raises(ValueError, match="conditional random field"):
+        new.save_hugging_face(tmp_path / "other")
