@@ -149,6 +149,7 @@ class Pipeline(abc.ABC):
             log=None if log is None else Path(log),
         )
         started = time.strftime("%Y-%m-%dT%H:%M:%S")
+        self.metrics = None  # those of the weights before, which a save would give to the new ones
         self.history = self._fit(train, validation, options)
         self.provenance |= {"started": started, "training": options.training.to_dict()}
         return self.history

@@ -109,7 +109,7 @@ class ImageClassifier(Pipeline):
         """
         from vision.models.classifier import pretrained_network
 
-        preset = _load_preset(ref, config_fields.get("image_size"))
+        preset = _load_preset(ref, config_fields.get("image_size"), seed=config_fields.get("seed", 0))
         fields = {"image_size": preset.preprocessing.image_size, "resize": preset.preprocessing.resize, **config_fields}
         if labels is None and preset.head_labels:
             fields["labels"] = tuple(preset.head_labels)
@@ -160,6 +160,8 @@ class ImageClassifier(Pipeline):
             raise TypeError(
                 f"`inputs` must be a list of images; received one {type(inputs).__name__}. Put it in a list."
             )
+        if isinstance(inputs, np.ndarray) and _is_one_image(inputs):
+            raise TypeError(f"`inputs` must be a list of images; received one, {inputs.shape}. Put it in a list.")
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1; received {top_k}.")
         if len(inputs) == 0:
@@ -217,10 +219,10 @@ class ImageClassifier(Pipeline):
     # Images and targets on their way in.
 
     def _prepared(self, image: Any) -> np.ndarray:
-        size, channels = self.config.image_size, self.config.channels
-        if isinstance(image, np.ndarray) and image.shape == (size, size, channels) and image.dtype == np.uint8:
+        preprocessing = self.preprocessing
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and preprocessing.leaves(image):
             return image
-        return prepare_image(decode_image(image), self.preprocessing)
+        return prepare_image(decode_image(image), preprocessing)
 
     def _encode_for_evaluation(self, image: Any, target: Any) -> Arrays:
         return {"images": self._prepared(image), "targets": self._classes.encode(target)}
@@ -380,12 +382,20 @@ def _sample_images(image_size: int) -> list[bytes]:
     return pictures
 
 
-def _load_preset(ref: str | Path, image_size: int | None) -> PretrainedClassifier:
+def _load_preset(ref: str | Path, image_size: int | None, *, seed: int) -> PretrainedClassifier:
     from shared.pretrained import resolve
+    from shared.runtime import current_runtime, seeded
     from vision.models.backbones import load_pretrained_classifier
     from vision.presets import PRESETS
 
-    return load_pretrained_classifier(resolve(ref, PRESETS), image_size)
+    directory = resolve(ref, PRESETS)
+    # The trunk is trained too: its variables belong to all devices, and its dropout seeds follow the config's.
+    with current_runtime().scope(), seeded(seed):
+        return load_pretrained_classifier(directory, image_size)
+
+
+def _is_one_image(array: np.ndarray) -> bool:
+    return array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4))
 
 
 def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -40,6 +40,11 @@ class Preprocessing:
         """3 for RGB, 1 for grey."""
         return len(self.mean)
 
+    def leaves(self, image: np.ndarray) -> bool:
+        """Whether an image is as the model takes it: of its size and channels, with nothing to be cut off."""
+        cropped = self.resize == "crop" and self.crop_fraction != 1.0
+        return image.shape == (self.image_size, self.image_size, self.channels) and not cropped
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
@@ -53,9 +58,7 @@ class Preprocessing:
 
 def prepare_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """uint8 (H, W, 3) -> uint8 (S, S, C), by the operations that exports use."""
-    size, channels = preprocessing.image_size, preprocessing.channels
-    cropped = preprocessing.resize == "crop" and preprocessing.crop_fraction != 1.0
-    if image.shape == (size, size, channels) and not cropped:
+    if preprocessing.leaves(image):
         return image
     prepared: np.ndarray = _compiled(preprocessing)(image).numpy()
     return prepared

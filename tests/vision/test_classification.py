@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ class TestImageClassifier(PipelineContract):
     def wrong_inputs(cls) -> list[tuple[Any, type[Exception], str]]:
         return [
             ("cat.jpg", TypeError, "list of images"),
+            (np.zeros((20, 16, 3), np.uint8), TypeError, "Put it in a list"),
+            (np.zeros((20, 16), np.uint8), TypeError, "Put it in a list"),
             ([3.5], TypeError, "path, bytes or a uint8 array"),
             ([np.zeros((16, 16, 3), np.float32)], TypeError, "uint8"),
             ([np.zeros((16, 16, 7), np.uint8)], ValueError, r"\(16, 16, 7\)"),
@@ -247,3 +250,23 @@ def test_a_grid_head_sees_where_things_are(tmp_path: Path) -> None:
     assert classifier.evaluate(examples)["accuracy"] > 0.9
     classifier.save(tmp_path / "saved")
     assert ImageClassifier.load(tmp_path / "saved").predict(list(images)) == classifier.predict(list(images))
+
+
+def test_an_array_is_cropped_as_a_file_is() -> None:
+    classifier = ImageClassifier(ImageClassifierConfig(image_size=16, width=4, resize="crop", crop="none"))
+    classifier.fit(shapes(6), training=TrainingConfig(epochs=1, batch_size=6))
+    assert classifier._network is not None
+    cropping = replace(classifier.preprocessing, crop_fraction=0.875)
+    classifier._network = replace(classifier._network, preprocessing=cropping)
+    image = drawn("disc", 7)
+    encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+    assert classifier.predict([image]) == classifier.predict([encoded])
+
+
+def test_metrics_of_earlier_weights_are_forgotten() -> None:
+    classifier = ImageClassifier(ImageClassifierConfig(image_size=16, width=4))
+    training = TrainingConfig(epochs=1, batch_size=6)
+    classifier.fit(shapes(6), training=training)
+    assert classifier.evaluate(shapes(6)) == classifier.metrics
+    classifier.fit(shapes(6), training=training)
+    assert classifier.metrics is None

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,8 @@ import pytest
 
 from shared import NotFittedError, TrainingConfig
 from vision import ImageClassifier, ImageClassifierConfig
+from vision.classification import _load_preset
+from vision.models.hub import hub_labels
 from vision.preprocessing import Preprocessing
 from vision.presets import PRESETS
 
@@ -164,3 +168,45 @@ def test_efficientnet_lite0_knows_daisies() -> None:
     answers = classifier.predict(photos)
     # Measured 0.50 on these blurred photographs of 128 pixels; with red and blue exchanged it is 0.24.
     assert sum("daisy" in answer.labels for answer in answers) >= 0.45 * len(photos)
+
+
+def test_names_that_repeat_are_told_apart_and_missing_ones_named(tmp_path: Path) -> None:
+    names = {"0": "crane", "1": "kite", "2": "crane"}
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": names}))
+    assert hub_labels(tmp_path, 3) == ("crane", "kite", "crane (2)")
+    with pytest.raises(ValueError, match=r"must name 4 classes; there is none for 3"):
+        hub_labels(tmp_path, 4)
+
+
+_PRESET_ON_TWO_DEVICES = """
+import sys
+import numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from shared import RuntimeConfig, TrainingConfig
+from vision import ImageClassifier
+RuntimeConfig(devices="cpu:0,cpu:1").apply()
+classifier = ImageClassifier.from_preset(sys.argv[1], labels=["cat", "dog"])
+images = list(np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype(np.uint8))
+history = classifier.fit((images, ["cat", "dog"] * 4), training=TrainingConfig(epochs=1, batch_size=2))
+assert np.isfinite(history.losses).all()
+"""
+
+
+def test_a_preset_trains_on_two_devices(hub_directory: Path) -> None:
+    command = [sys.executable, "-c", _PRESET_ON_TWO_DEVICES, str(hub_directory)]
+    child = subprocess.run(command, capture_output=True, text=True, cwd=_ROOT, check=False)
+    assert child.returncode == 0, child.stderr[-3000:]
+
+
+def test_presets_are_loaded_under_the_configs_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def load(*_: object) -> None:
+        drawn.append(random.random())
+
+    monkeypatch.setattr("shared.pretrained.resolve", lambda ref, presets: ref)
+    monkeypatch.setattr("vision.models.backbones.load_pretrained_classifier", load)
+    for seed in (1, 1, 2):
+        _load_preset("efficientnet_lite0", None, seed=seed)
+    assert drawn[0] == drawn[1] != drawn[2]

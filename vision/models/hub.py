@@ -61,10 +61,20 @@ def hub_labels(directory: Path, num_classes: int) -> tuple[str, ...]:
     config = read_json(directory / "config.json")
     names = config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names")
     if "id2label" in config:
-        names = [config["id2label"][str(number)] for number in range(num_classes)]
+        names = _names_by_number(directory, config["id2label"], num_classes)
     if names is not None and len(names) != num_classes:
         raise ValueError(f"{directory} names {len(names)} classes for a head of {num_classes}.")
     return class_labels(num_classes, names)
+
+
+def _names_by_number(directory: Path, names: Mapping[str, str], num_classes: int) -> list[str]:
+    missing = [number for number in range(num_classes) if str(number) not in names]
+    if missing:
+        raise ValueError(
+            f"id2label in {directory / 'config.json'} must name {num_classes} classes; there is none for {missing[0]}. "
+            "Complete it, or take it out to have the numbers as names."
+        )
+    return [str(names[str(number)]) for number in range(num_classes)]
 
 
 def hub_licence(directory: Path) -> str:

@@ -50,10 +50,25 @@ def imagenet_labels() -> tuple[str, ...]:
 
 
 def class_labels(num_classes: int, names: Sequence[str] | None = None) -> tuple[str, ...]:
-    """`names` where a checkpoint has them; else ImageNet's for 1,000 classes, else "0", "1", ..."""
+    """`names` where a checkpoint has them; else ImageNet's for 1,000 classes, else "0", "1", ...
+
+    A name that repeats gets its number: "crane (517)".
+    """
     if names:
-        return tuple(names)
+        return _distinct(names)
     return imagenet_labels() if num_classes == NUM_IMAGENET_CLASSES else tuple(map(str, range(num_classes)))
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    taken, distinct = set(names), []
+    for number, name in enumerate(names):
+        if name in distinct:
+            name = f"{name} ({number})"
+            while name in taken:
+                name += "'"
+            taken.add(name)
+        distinct.append(name)
+    return tuple(distinct)
 
 
 def cut_head(classifier: keras.Model, features: keras.KerasTensor) -> keras.Model:
