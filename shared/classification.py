@@ -44,6 +44,8 @@ def class_names(source: Source, *, multi_label: bool) -> Vocabulary:
     values: set[Any] = set()
     for target in _targets(source):
         values.update(_label_set(target) if multi_label else (_plain_label(target),))
+    if not values:
+        raise ValueError("The training set has no examples, or none with a label. Check the path, or give `labels`.")
     if all(isinstance(value, int) for value in values):
         return Vocabulary(str(number) for number in range(max(values) + 1))
     return Vocabulary(sorted(values))

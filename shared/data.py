@@ -36,6 +36,8 @@ Arrays: TypeAlias = dict[str, np.ndarray]
 _SHUFFLE_BUFFER = 4096
 # Batches whose examples are sorted by length together; a wider window pads less and shuffles less.
 _BUCKET_WINDOW = 64
+# Examples by which two readings of a dataset are compared; they are read twice more, once.
+_COMPARED = 16
 _BATCH_STREAM, _ORDER_STREAM = 1 << 62, 1 << 63
 
 
@@ -86,13 +88,30 @@ class Examples:
 
 @dataclass(frozen=True)
 class StreamedExamples:
-    """Examples of an unbatched `tf.data.Dataset` of (input, target), read from the start in each epoch."""
+    """Examples of an unbatched `tf.data.Dataset` of (input, target), read from the start in each epoch.
+
+    Each reading must give the same examples in the same order: by their places, examples are cached, and those that
+    cannot be read are left out. So the dataset is not to shuffle or vary its examples itself.
+    """
 
     dataset: tf.data.Dataset
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for values in self.dataset.as_numpy_iterator():
             yield _native(values[0]), _native(values[1])
+
+    def require_repeatable(self) -> None:
+        """Compare the first examples of two readings.
+
+        Raises:
+            ValueError: where they differ.
+        """
+        first, second = (list(itertools.islice(self.dataset, _COMPARED)) for _ in range(2))
+        if [_comparable(example) for example in first] != [_comparable(example) for example in second]:
+            raise ValueError(
+                "The dataset gives other examples, or another order, each time that it is read. Remove `.shuffle()` "
+                "and random changes: `fit` shuffles itself, and pipelines augment (TFDS: shuffle_files=False)."
+            )
 
     def count(self) -> int:
         """Number of examples; counts by reading where the dataset does not know."""
@@ -146,6 +165,21 @@ def _streamed(dataset: tf.data.Dataset, name: str) -> StreamedExamples:
     if cardinality == 0:
         raise ValueError(f"`{name}` has no examples.")
     return StreamedExamples(dataset)
+
+
+def _comparable(example: Any) -> list[Any]:
+    """The tensors of an example as values that `==` compares, NaN included; ragged and sparse ones are left out."""
+    import tensorflow as tf
+
+    tensors = [tensor for tensor in tf.nest.flatten(example) if isinstance(tensor, tf.Tensor)]
+    arrays = [tensor.numpy() for tensor in tensors]
+    return [_plain_value(array) for array in arrays]
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.dtype.hasobject else value.tobytes()
+    return value.tobytes() if isinstance(value, np.generic) else value
 
 
 def _native(value: Any) -> Any:
@@ -220,17 +254,24 @@ class InputPipeline:
         self._cache = _BoundedCache(self.loading.cache_bytes)
         self._streams = _Streams()
         self._num_examples: int | None = None
+        self._known_repeatable = False
 
     @property
     def bad_records(self) -> tuple[BadRecord, ...]:
         """The records that could not be read so far, in the order of the source."""
-        return tuple(self._bad[index] for index in sorted(self._bad))
+        return tuple(bad for _, bad in sorted(self._found_bad().items()))
+
+    def _found_bad(self) -> dict[int, BadRecord]:
+        # A copy: the thread that prefetches may add to the records meanwhile.
+        return self._bad.copy()
 
     @property
     def num_examples(self) -> int:
         """Examples in an epoch, those found bad so far left out; a dataset of unknown length is counted once."""
         if self._num_examples is None:
             self._num_examples = len(self.source) if isinstance(self.source, Examples) else self.source.count()
+            if self._num_examples == 0:
+                raise ValueError("The data has no examples. Check where it comes from, and what was filtered out.")
         return self._num_examples - len(self._bad)
 
     @property
@@ -243,7 +284,7 @@ class InputPipeline:
 
     def state(self) -> dict[str, Any]:
         """What must be known to enter an epoch in the middle: the records found bad so far."""
-        return {"bad": {str(index): [bad.where, bad.reason] for index, bad in self._bad.items()}}
+        return {"bad": {str(index): [bad.where, bad.reason] for index, bad in self._found_bad().items()}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up the state of an earlier pipeline over the same source."""
@@ -253,9 +294,17 @@ class InputPipeline:
         """Batches of one epoch from `start_batch` on, prepared in the background.
 
         Raises:
-            ValueError: when more than `max_bad_share` of the examples cannot be read.
+            ValueError: when more than `max_bad_share` of the examples, or all, cannot be read; where there is none;
+                for a dataset to train on, or to cache, that is not the same each time.
         """
+        self._require_repeatable()
         return prefetch(self._batches(epoch, start_batch), self.loading.prefetch)
+
+    def _require_repeatable(self) -> None:
+        kept = self.loading.shuffle or self.loading.cache_bytes > 0
+        if kept and isinstance(self.source, StreamedExamples) and not self._known_repeatable:
+            self.source.require_repeatable()
+            self._known_repeatable = True
 
     def _batches(self, epoch: int, start_batch: int) -> Iterator[Arrays]:
         size = self.loading.batch_size
@@ -265,12 +314,15 @@ class InputPipeline:
         else:
             groups = self._bucketed(epoch, size)
             first = 0
+        number = first - 1
         for number, group in enumerate(groups, start=first):
             # A set smaller than one batch is one batch: dropping it would leave nothing to train on.
             dropped = self.loading.drop_remainder and len(group) < size and number > 0
             if number < start_batch or dropped:
                 continue
             yield self._collated(group, epoch, number)
+        if number < 0:
+            raise ValueError("The data has no examples. Check where it comes from, and what was filtered out.")
 
     def _collated(self, group: Sequence[Arrays], epoch: int, number: int) -> Arrays:
         batch = self.stages.collate(group)
@@ -380,6 +432,8 @@ class InputPipeline:
         logger.warning("skipped example %d: %s", index, error)
         total = self.num_examples + len(self._bad)
         allowed = math.ceil(self.loading.max_bad_share * total)
+        if len(self._bad) == total:
+            raise ValueError(f"None of the {total} examples can be read. The last one: {error}") from error
         if len(self._bad) > allowed:
             raise ValueError(
                 f"{len(self._bad)} of {total} examples cannot be read, more than the {allowed} that are tolerated "

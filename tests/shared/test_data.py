@@ -407,3 +407,27 @@ def test_a_stream_is_that_of_a_new_generator(key: list[int]) -> None:
         rng, new = streams.generator(key), np.random.Generator(np.random.Philox(key=key))
         assert rng.random(5).tolist() == new.random(5).tolist()
         assert rng.integers(0, 99, 3, np.uint8).tolist() == new.integers(0, 99, 3, np.uint8).tolist()
+
+
+def test_a_dataset_that_reshuffles_is_refused():
+    pipeline = InputPipeline(dataset().shuffle(COUNT), Stages(encode=encode), Loading(shuffle=True))
+    with pytest.raises(ValueError, match=r"Remove `\.shuffle\(\)`"):
+        list(pipeline.epoch())
+    fixed = dataset().shuffle(COUNT, reshuffle_each_iteration=False)
+    assert sorted(values(InputPipeline(fixed, Stages(encode=encode), Loading(shuffle=True)).epoch())) == [*range(COUNT)]
+
+
+def test_an_empty_dataset_of_unknown_length_is_refused():
+    nothing = dataset().filter(lambda *_: False)
+    with pytest.raises(ValueError, match="no examples"):
+        list(InputPipeline(nothing, Stages(encode=encode)).epoch())
+    with pytest.raises(ValueError, match="no examples"):
+        _ = InputPipeline(nothing, Stages(encode=encode)).num_examples
+
+
+def test_a_set_of_bad_examples_only_is_never_tolerated():
+    def fail(*_: Any) -> Arrays:
+        raise BadExampleError("x: unreadable")
+
+    with pytest.raises(ValueError, match="None of the 1 examples"):
+        list(InputPipeline(([1], [1]), Stages(encode=fail), Loading(max_bad_share=1.0)).epoch())
