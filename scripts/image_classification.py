@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.cli import TaskCommand, main
+from shared.cli import ReaderOption, TaskCommand, main
 
 
-def read(path: Path, split: str) -> Any:
+def read(path: Path, split: str, *, label_separator: str | None = None) -> Any:
     """Examples at `path`."""
     from vision.data import read_images
 
-    return read_images(path, split=split)
+    return read_images(path, split=split, label_separator=label_separator)
 
 
 def details(metrics: Any, pictures: Path | None) -> Sequence[str]:
@@ -38,6 +38,7 @@ COMMAND = TaskCommand(
     pipeline="vision.classification:ImageClassifier",
     config="vision.classification:ImageClassifierConfig",
     read=read,
+    reader_options=(ReaderOption("label_separator", "what separates several labels in a CSV field (--multi-label)"),),
     common=(
         *(
             "labels",

@@ -16,14 +16,30 @@ from pathlib import Path
 from typing import Any
 
 from nlp.data import text_lines
-from shared.cli import TaskCommand, main
+from shared.cli import ReaderOption, TaskCommand, main
 
 
-def read(path: Path, split: str) -> Any:
+def read(
+    path: Path,
+    split: str,
+    *,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+    label_separator: str | None = None,
+    encoding: str = "utf-8",
+) -> Any:
     """Examples at `path`."""
     from nlp.data import read_text_table
 
-    return read_text_table(path)
+    return read_text_table(
+        path,
+        text=text_column,
+        pair=pair_column,
+        label=label_column,
+        label_separator=label_separator,
+        encoding=encoding,
+    )
 
 
 def baseline(train: Any, validation: Any) -> str:
@@ -50,6 +66,13 @@ COMMAND = TaskCommand(
     pipeline="nlp.classification:TextClassifier",
     config="nlp.classification:TextClassifierConfig",
     read=read,
+    reader_options=(
+        ReaderOption("text_column", "column of the texts (default: text and its like)"),
+        ReaderOption("pair_column", "column of second texts"),
+        ReaderOption("label_column", "column of the labels (default: label and its like)"),
+        ReaderOption("label_separator", "what separates several labels in a field (--multi-label)"),
+        ReaderOption("encoding", "of the file (default: utf-8)"),
+    ),
     common=(
         *("labels", "multi_label", "regression", "max_length", "encoder", "vocab_size", "hidden_size", "num_layers"),
         *("dropout", "class_weights", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "warmup"),

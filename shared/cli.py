@@ -41,27 +41,37 @@ _USER_ERRORS = (
 _NOT_GIVEN = object()
 
 
+@dataclass(frozen=True)
+class ReaderOption:
+    """A keyword of a script's `read`, which becomes a flag of train and evaluate; handed on where it is given."""
+
+    name: str
+    help: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskCommand:
     """One task's command line.
 
     `pipeline` and `config` are "module:name" and imported when they are needed. `read(path, split)` gives the
-    examples at `path`; `split` is "train" or "test". `common` names the config fields that `train --help` shows;
-    `--help-all` shows every one. `details` turns an evaluation's details into lines to print, and may write pictures
-    into the directory that it is given. `inputs` turns the inputs of `predict` as they were typed into what the
-    pipeline takes; `baseline(train, validation)` is a line about a simple model, printed beside the result.
+    examples at `path`; `split` is "train" or "test", and `reader_options` name its keywords. `common` names the
+    config fields that `train --help` shows; `--help-all` shows every one. `details` turns an evaluation's details
+    into lines to print, and may write pictures into the directory that it is given. `inputs` turns the inputs of
+    `predict` as they were typed into what the pipeline takes; `baseline(train, validation)` is a line about a
+    simple model, printed beside the result.
     """
 
     name: str
     description: str
     pipeline: str
     config: str
-    read: Callable[[Path, str], Any]
+    read: Callable[..., Any]
     common: tuple[str, ...]
     details: Callable[[Any, Path | None], Sequence[str]] | None = None
     inputs: Callable[[Sequence[str]], Iterable[Any]] = iter
     inputs_help: str = "an input, such as a file"
     baseline: Callable[[Any, Any], str] | None = None
+    reader_options: tuple[ReaderOption, ...] = ()
 
     def pipeline_class(self) -> Any:
         """The pipeline's class."""
@@ -90,7 +100,7 @@ def main(command: TaskCommand, arguments: Sequence[str] | None = None) -> int:
         runtime = config_from_flags(RuntimeConfig, options)
         runtime.prepare_environment()
         _VERBS[options.verb](command, options, runtime)
-    if outcome.code == 130:
+    if outcome.resumable:
         print(f"resume: python {shlex.join(_resume_command(sys.argv[:1] + given))}", file=sys.stderr)
     return outcome.code
 
@@ -109,8 +119,8 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
     output = Path(options.output)
     check_target(output)
     training = config_from_flags(TrainingConfig, options)
-    train = command.read(Path(options.train), "train")
-    validation = None if options.validation is None else command.read(Path(options.validation), "test")
+    train = _read(command, options, options.train, "train")
+    validation = None if options.validation is None else _read(command, options, options.validation, "test")
     runtime.apply()
     pipeline = _new_pipeline(command, options)
     checkpoint = output.with_name(output.name + ".checkpoint")
@@ -131,6 +141,11 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
     print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
 
 
+def _read(command: TaskCommand, options: argparse.Namespace, path: str, split: str) -> Any:
+    values = {option.name: getattr(options, f"reader.{option.name}") for option in command.reader_options}
+    return command.read(Path(path), split, **{name: value for name, value in values.items() if value is not None})
+
+
 def _new_pipeline(command: TaskCommand, options: argparse.Namespace) -> Pipeline:
     pipeline_class, config_class = command.pipeline_class(), command.config_class()
     chosen = given_flags(config_class, options)
@@ -147,7 +162,7 @@ def _new_pipeline(command: TaskCommand, options: argparse.Namespace) -> Pipeline
 
 
 def _evaluate(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
-    data = command.read(Path(options.data), "test")
+    data = _read(command, options, options.data, "test")
     runtime.apply()
     metrics = command.pipeline_class().load(options.model).evaluate(data)
     pictures = None if options.pictures is None else Path(options.pictures)
@@ -225,6 +240,8 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
     evaluate.add_argument("--model", required=True, metavar="DIR", help="a saved pipeline")
     evaluate.add_argument("--data", required=True, metavar="PATH", help="examples")
     evaluate.add_argument("--json", metavar="FILE", help="write the metrics there too")
+    for verb in (train, evaluate):
+        _add_reader_options(verb, command.reader_options)
     evaluate.add_argument("--pictures", metavar="DIR", help="write pictures (confusion matrix) there")
     predict = add_verb("predict", "answers for inputs, as JSON lines")
     predict.add_argument("--model", metavar="DIR", help="a saved pipeline")
@@ -238,6 +255,12 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
     for verb in (train, evaluate, predict, export):
         add_flags(verb, RuntimeConfig, shown=shown if verb is train else ("precision", "devices"))
     return parser
+
+
+def _add_reader_options(parser: argparse.ArgumentParser, reader_options: Sequence[ReaderOption]) -> None:
+    for option in reader_options:
+        flag = "--" + option.name.replace("_", "-")
+        parser.add_argument(flag, dest=f"reader.{option.name}", metavar="TEXT", help=option.help.replace("%", "%%"))
 
 
 def _verb_adder(verbs: Any) -> Callable[[str, str], argparse.ArgumentParser]:
@@ -343,6 +366,7 @@ def config_from_flags(config_class: type[_ConfigT], options: argparse.Namespace)
 @dataclass
 class _Outcome:
     code: int = 0
+    resumable: bool = False
 
 
 @contextlib.contextmanager
@@ -353,7 +377,7 @@ def _mapped_errors() -> Iterator[_Outcome]:
         yield outcome
     except TrainingInterrupted as stop:
         print(stop, file=sys.stderr)
-        outcome.code = 130
+        outcome.code, outcome.resumable = 130, True
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         outcome.code = 130

@@ -163,3 +163,16 @@ def test_interrupted_run_names_the_command_that_resumes(
     code, _, err = call(capsys, *arguments, "--resume", "--momentum", 0.5)
     assert code == 2
     assert "training.momentum" in err
+
+
+def test_several_labels_an_image(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, model = tmp_path / "table.csv", tmp_path / "model"
+    lines = [f"{file},photo|{file.parent.name}" for file in sorted(photos.glob("*/*.jpg"))]
+    table.write_text("\n".join(["image,label", *lines]))
+    labels = ("--label-separator", "|")
+    code, _, err = call(capsys, "train", "--train", table, "--output", model, "--multi-label", *labels, *_TINY)
+    assert code == 0, err
+    code, out, err = call(capsys, "evaluate", "--model", model, "--data", table, *labels)
+    assert code == 0, err
+    assert "macro_f1" in out
+    assert (model / "labels.vocab.txt").read_text().split() == ["bright", "dark", "photo"]

@@ -73,6 +73,15 @@ def test_text_classification_from_train_to_predict(capsys, tmp_path, reviews):
     assert [answers[i]["labels"][0] for i in (0, 1, 3)] == ["good", "good", "bad"]
 
 
+def test_columns_of_a_table_are_named_by_flags(capsys, tmp_path):
+    table, model = tmp_path / "table.csv", tmp_path / "model"
+    table.write_text("id;remark;kind\n1;fine;a|b\n2;poor;b\n3;good;a\n", encoding="utf-16")
+    flags = ("--text-column", "remark", "--label-column", "kind", "--label-separator", "|", "--encoding", "utf-16")
+    training = ("--multi-label", "--epochs", 1, *_SMALL)
+    code, _, err = call(capsys, "text_classification", "train", "--train", table, "--output", model, *flags, *training)
+    assert code == 0, err
+
+
 def test_named_entity_recognition_from_train_to_predict(capsys, tmp_path, names):
     script, model = "named_entity_recognition", tmp_path / "model"
     training = ("--epochs", 12, "--learning-rate", 0.01, "--output", model)
