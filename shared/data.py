@@ -258,8 +258,9 @@ class InputPipeline:
 
     @property
     def bad_records(self) -> tuple[BadRecord, ...]:
-        """The records that could not be read so far, in the order of the source."""
-        return tuple(bad for _, bad in sorted(self._found_bad().items()))
+        """Records that the reader left out, then those that could not be read so far, in the order of the source."""
+        left_out = self.source.bad_records if isinstance(self.source, Examples) else ()
+        return (*left_out, *(bad for _, bad in sorted(self._found_bad().items())))
 
     def _found_bad(self) -> dict[int, BadRecord]:
         # A copy: the thread that prefetches may add to the records meanwhile.

@@ -431,3 +431,11 @@ def test_a_set_of_bad_examples_only_is_never_tolerated():
 
     with pytest.raises(ValueError, match="None of the 1 examples"):
         list(InputPipeline(([1], [1]), Stages(encode=fail), Loading(max_bad_share=1.0)).epoch())
+
+
+def test_what_the_reader_left_out_is_reported_but_not_counted():
+    left_out = BadRecord("table.csv:7", "no label")
+    pipeline = InputPipeline(replace(numbers(), bad_records=(left_out,)), Stages(encode=encode))
+    assert pipeline.bad_records == (left_out,)
+    assert pipeline.num_examples == COUNT
+    assert pipeline.state() == {"bad": {}}
