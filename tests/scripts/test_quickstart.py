@@ -27,7 +27,11 @@ def test_the_demo_trains_scores_saves_and_draws(quickstart, capsys, tmp_path, mo
     assert "logistic regression 0.9" in row
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {
         "digits-classifier", "digits-confusion.png", "digits-answers.png",
+        "messages-classifier", "messages-answers.txt",
     }  # fmt: skip
+    (row,) = [line for line in out.splitlines() if line.startswith("text")]
+    assert float(row.partition("accuracy ")[2].split()[0]) > 0.3
+    assert "TF-IDF and logistic regression 0." in row
     manifest = json.loads((tmp_path / "demo" / "digits-classifier" / "pipeline.json").read_text())
     assert manifest["task"] == "image_classification"
     assert manifest["metrics"]["accuracy"] == pytest.approx(accuracy, abs=1e-4)
