@@ -23,9 +23,12 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 MANIFEST = "pipeline.json"
+_JSON_KINDS = {str: "a string", dict: "an object"}
 _PACKAGES = ("triptych", "tensorflow", "keras", "keras-hub", "numpy")
 # Flags of renameat2(2) on Linux.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+# Directories that threads of this process are writing.
+_in_use: set[Path] = set()
 
 
 def save_artifact(path: Path, manifest: dict[str, Any], write: Callable[[Path], None]) -> None:
@@ -43,7 +46,8 @@ def save_artifact(path: Path, manifest: dict[str, Any], write: Callable[[Path], 
     check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
+    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-{os.getpid()}-", dir=path.parent))
+    _in_use.add(fresh)
     try:
         fresh.chmod(0o777 & ~_umask())
         write(fresh)
@@ -52,6 +56,7 @@ def save_artifact(path: Path, manifest: dict[str, Any], write: Callable[[Path], 
         _put_in_place(fresh, path)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+        _in_use.discard(fresh)
 
 
 def load_manifest(path: Path, task: str | None = None) -> dict[str, Any]:
@@ -59,17 +64,23 @@ def load_manifest(path: Path, task: str | None = None) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: where there is no saved pipeline at `path`.
-        ValueError: for another task's directory, an unknown schema version, or files that are missing, changed or
-            outside of the directory.
+        ValueError: for another task's directory, an unknown schema version, a manifest without `task` or `config`, or
+            files that are missing, changed or outside of the directory.
     """
     _recover(Path(os.path.abspath(path)))
     manifest = _read_manifest(path)
     version = manifest.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(f"{path} has schema version {version!r}; this version of Triptych reads {SCHEMA_VERSION}.")
-    if task is not None and manifest.get("task") != task:
+    for key, kind in (("task", str), ("config", dict)):
+        if not isinstance(manifest.get(key), kind):
+            raise ValueError(
+                f"{path / MANIFEST} is damaged: `{key}` must be there and {_JSON_KINDS[kind]}; it is "
+                f"{manifest.get(key)!r}. Save the pipeline again."
+            )
+    if task is not None and manifest["task"] != task:
         raise ValueError(
-            f"{path} holds a pipeline for {manifest.get('task')!r}, not for {task!r}. Load it with that task's class."
+            f"{path} holds a pipeline for {manifest['task']!r}, not for {task!r}. Load it with that task's class."
         )
     for name, expected in _listed_files(path, manifest).items():
         _verify(path, name, expected)
@@ -221,7 +232,25 @@ def _remove_leftovers(path: Path) -> None:
     if path.exists():
         shutil.rmtree(_aside(path), ignore_errors=True)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.new-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if not _is_being_written(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_being_written(fresh: Path) -> bool:
+    """Whether the process whose number is in the name, `.NAME.new-PID-RANDOM`, may still be writing there."""
+    pid, dash, _ = fresh.name.rpartition(".new-")[2].partition("-")
+    if not dash or not pid.isdecimal():
+        return False
+    if int(pid) == os.getpid():
+        # In a container each run may get the number of the one that was killed.
+        return fresh in _in_use
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _umask() -> int:

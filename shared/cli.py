@@ -30,11 +30,8 @@ from shared.training_config import TrainingConfig
 _USER_ERRORS = (
     ValueError,
     TypeError,
-    FileNotFoundError,
+    OSError,  # a file that is missing or closed to us, a full disk, a path that leads through a file
     NotFittedError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
     FloatingPointError,
     ImportError,
 )

@@ -27,7 +27,7 @@ def save(path: Path, word: str = "old") -> None:
         for name in NAMES:
             (directory / name).write_text(word * 100, encoding="utf-8")
 
-    save_artifact(path, {"task": "toy", "word": word}, write)
+    save_artifact(path, {"task": "toy", "config": {}, "word": word}, write)
 
 
 def assert_whole(path: Path) -> str:
@@ -66,7 +66,7 @@ def test_the_manifest_lists_files_and_versions(tmp_path):
 
 
 def test_an_artifact_without_files(tmp_path):
-    save_artifact(tmp_path / "model", {"task": "toy"}, lambda directory: None)
+    save_artifact(tmp_path / "model", {"task": "toy", "config": {}}, lambda directory: None)
     assert load_manifest(tmp_path / "model")["files"] == {}
 
 
@@ -98,7 +98,7 @@ def test_an_error_while_writing_leaves_the_old_version(tmp_path):
 
     save(tmp_path / "model")
     with pytest.raises(OSError, match="disk full"):
-        save_artifact(tmp_path / "model", {"task": "toy", "word": "new"}, write)
+        save_artifact(tmp_path / "model", {"task": "toy", "config": {}, "word": "new"}, write)
     assert assert_whole(tmp_path / "model") == "old"
     assert os.listdir(tmp_path) == ["model"]
 
@@ -134,6 +134,17 @@ def test_damaged_manifests(tmp_path, text):
     (tmp_path / "model" / MANIFEST).write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=r"pipeline.json is damaged"):
         load_manifest(tmp_path / "model")
+
+
+@pytest.mark.parametrize(("key", "wrong"), [("task", 3), ("task", None), ("config", []), ("config", None)])
+def test_manifests_without_their_keys(tmp_path, key, wrong):
+    save(tmp_path / "model")
+    change_manifest(tmp_path / "model", lambda manifest: manifest.update({key: wrong}))
+    with pytest.raises(ValueError, match=f"pipeline.json is damaged: `{key}` must be there"):
+        load_manifest(tmp_path / "model")
+    change_manifest(tmp_path / "model", lambda manifest: manifest.pop(key))
+    with pytest.raises(ValueError, match=f"pipeline.json is damaged: `{key}` must be there"):
+        load_manifest(tmp_path / "model", task="toy")
 
 
 @pytest.mark.parametrize("entry", [None, {}, 300, {"bytes": 300}, {"sha256": "0"}])
@@ -256,6 +267,34 @@ def test_leftovers_of_other_paths_are_left_alone(tmp_path):
     save(tmp_path / "model[1]")
     save(tmp_path / "model[1]", "new")
     assert sorted(os.listdir(tmp_path)) == [".model1.new-abc", ".other.old", "model[1]"]
+
+
+def test_what_another_running_process_writes_is_left_alone(tmp_path):
+    running, dead = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
+    try:
+        dead.kill()
+        dead.wait()
+        for pid in (running.pid, dead.pid):
+            (tmp_path / f".model.new-{pid}-abc").mkdir()
+        (tmp_path / ".model.new-of_an_older_version").mkdir()
+        (tmp_path / f".model.new-{os.getpid()}-abc").mkdir()  # of an earlier process of our number
+        save(tmp_path / "model")
+        assert sorted(os.listdir(tmp_path)) == [f".model.new-{running.pid}-abc", "model"]
+    finally:
+        running.kill()
+        running.wait()
+    save(tmp_path / "model")
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_what_another_thread_writes_is_left_alone(tmp_path):
+    def write(directory: Path) -> None:
+        save(tmp_path / "model", "meanwhile")
+        (directory / "late").write_text("late")
+
+    save_artifact(tmp_path / "model", {"task": "toy", "config": {}}, write)
+    assert set(load_manifest(tmp_path / "model")["files"]) == {"late"}
+    assert os.listdir(tmp_path) == ["model"]
 
 
 # Forks before each operation on the file system, kills the fork there, and looks at what it left. Runs in a process of

@@ -146,6 +146,8 @@ def test_mistakes_are_one_line_and_code_2(toy, data, capsys, arguments, words):
         (NotFittedError("not yet"), 2, "error: not yet\n"),
         (FloatingPointError("loss is nan"), 2, "error: loss is nan\n"),
         (PermissionError(13, "Permission denied", "x"), 2, "Permission denied"),
+        (OSError(28, "No space left on device", "x"), 2, "error: [Errno 28] No space left on device"),
+        (OSError(36, "File name too long", "x"), 2, "error: [Errno 36] File name too long"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (TrainingInterrupted("stopped"), 130, "stopped\nresume: python toy.py train"),
         (RuntimeError("our fault"), 1, "Traceback"),
