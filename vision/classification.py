@@ -43,7 +43,7 @@ class ImageClassifierConfig(Config):
 
     labels: tuple[str, ...] = option((), "class names; empty: learned from the training set")
     image_size: int = option(64, "height and width that images are brought to", minimum=16, unit="px")
-    channels: int = option(3, "3 for colour, 1 for grey", minimum=1, maximum=3)
+    channels: Literal[1, 3] = option(3, "3 for colour, 1 for grey")
     resize: Literal["stretch", "crop", "pad"] = option("stretch", "how images of another shape are fitted")
     width: int = option(32, "channels of the first stage of the residual network", minimum=4)
     depth: int = option(1, "residual blocks per stage of the residual network", minimum=1)
@@ -104,13 +104,15 @@ class ImageClassifier(Pipeline):
             config_fields: fields of `ImageClassifierConfig` that shall differ from the preset's.
 
         Raises:
-            ValueError: for an unknown preset, or labels that are given twice.
+            ValueError: for an unknown preset, labels that are given twice, or fields that the preset's network fixes.
             FileNotFoundError: where the preset's package or directory is missing; the message says what to install.
         """
         from vision.models.classifier import pretrained_network
 
+        _refuse_what_presets_fix(ref, config_fields)
         preset = _load_preset(ref, config_fields.get("image_size"), seed=config_fields.get("seed", 0))
-        fields = {"image_size": preset.preprocessing.image_size, "resize": preset.preprocessing.resize, **config_fields}
+        own = preset.preprocessing
+        fields = {"image_size": own.image_size, "resize": own.resize, **config_fields}
         if labels is None and preset.head_labels:
             fields["labels"] = tuple(preset.head_labels)
         elif labels is not None and labels != FROM_DATA:
@@ -392,6 +394,20 @@ def _load_preset(ref: str | Path, image_size: int | None, *, seed: int) -> Pretr
     # The trunk is trained too: its variables belong to all devices, and its dropout seeds follow the config's.
     with current_runtime().scope(), seeded(seed):
         return load_pretrained_classifier(directory, image_size)
+
+
+def _refuse_what_presets_fix(ref: str | Path, config_fields: Mapping[str, Any]) -> None:
+    if config_fields.get("channels", 3) != 3:
+        raise ValueError(
+            f"`channels` must be 3 for the preset {str(ref)!r}, whose network was trained in colour; received "
+            f"{config_fields['channels']!r}. Leave it out: grey images are taken as well."
+        )
+    given = [f"`{name}`" for name in ("width", "depth") if name in config_fields]
+    if given:
+        raise ValueError(
+            f"{' and '.join(given)} would have no effect: the preset {str(ref)!r} brings its own network. Leave it "
+            "out, or build an ImageClassifier from a config."
+        )
 
 
 def _is_one_image(array: np.ndarray) -> bool:

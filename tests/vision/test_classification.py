@@ -270,3 +270,20 @@ def test_metrics_of_earlier_weights_are_forgotten() -> None:
     assert classifier.evaluate(shapes(6)) == classifier.metrics
     classifier.fit(shapes(6), training=training)
     assert classifier.metrics is None
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_images_are_grey_or_in_colour(channels: int) -> None:
+    with pytest.raises(ValueError, match=f"channels` must be one of 1, 3; received {channels}"):
+        ImageClassifierConfig(channels=channels)  # type: ignore[arg-type]
+
+
+def test_what_the_network_of_a_preset_fixes_is_refused_in_words(fitted: ImageClassifier, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "saved")
+    image = drawn("disc", 7)
+    again = ImageClassifier.from_preset(tmp_path / "saved", channels=3)
+    assert again.predict([image, image[..., 0]]) == fitted.predict([image, image[..., 0]])  # grey ones too, as said
+    with pytest.raises(ValueError, match=r"`channels` must be 3 for the preset .* received 1\. Leave it out"):
+        ImageClassifier.from_preset(tmp_path / "saved", labels=["cat", "dog"], channels=1)
+    with pytest.raises(ValueError, match=r"`width` and `depth` would have no effect: the preset .*saved"):
+        ImageClassifier.from_preset(tmp_path / "saved", width=8, depth=2)
