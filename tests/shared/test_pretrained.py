@@ -128,6 +128,18 @@ def test_hubs_are_asked_for_safe_files_only(tmp_path: Path, monkeypatch: pytest.
     assert not any(pattern.endswith((".bin", ".pth", ".pkl", ".py", "*")) for pattern in patterns if "/" not in pattern)
 
 
+def test_code_in_a_model_from_kaggle_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "model.bin").symlink_to("/dev/full")  # reading it would not end
+    monkeypatch.setitem(sys.modules, "kagglehub", SimpleNamespace(model_download=lambda handle: str(tmp_path)))
+    with pytest.raises(ValueError, match=r"only .*model\.bin.*, which can run code"):
+        resolve("kaggle://a/b/c/d", PRESETS)
+    (tmp_path / "model.safetensors").touch()
+    assert resolve("kaggle://a/b/c/d", PRESETS).layout == "hugging_face"
+    said = Path(__file__, "../../../SECURITY.md").resolve().read_text(encoding="utf-8")
+    assert "From a hub only" not in said  # true of Hugging Face alone
+
+
 def test_hub_clients_missing_or_offline_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*arguments: Any, **options: Any) -> str:
         raise OSError("no network")
