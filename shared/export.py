@@ -1,12 +1,14 @@
-"""Exports that run without Triptych: SavedModel, LiteRT and ONNX, each compared with `predict` once it is written.
+"""Exports that run without Triptych: SavedModel, LiteRT and ONNX, each compared with `predict` before it is in place.
 
 A task describes what is to be exported as `Serving`: plain TensorFlow functions with their inputs. Here they are
-written, read back with the format's own runtime, run on a few examples, and the largest difference is reported.
+written, read back with the format's own runtime, run on a few examples, and the largest difference is reported. Only
+then does the new export take the place of an older one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import logging
 import os
 import shutil
@@ -24,6 +26,9 @@ import tensorflow as tf
 logger = logging.getLogger(__name__)
 
 _ONNX_OPSET = 18
+_LARGE_DIFFERENCE = 1e-3
+# What TensorFlow writes into a SavedModel.
+_SAVED_MODEL_FILES = ("saved_model.pb", "fingerprint.pb", "variables/variables.*", "assets/*")
 _INSTALL = "pip install 'triptych[export]'"
 
 
@@ -66,13 +71,13 @@ def export_saved_model(path: Path, endpoints: Mapping[str, Endpoint], *, track: 
 
     `track` has the model and whatever else the endpoints use that holds variables or lookup tables.
     """
-    with _fresh(path) as fresh:
+    with _fresh(path, "saved_model") as fresh:
         _write_archive(fresh, endpoints, track)
-    loaded = tf.saved_model.load(str(path))
-    differences = [
-        _difference(getattr(loaded, name)(*map(tf.convert_to_tensor, endpoint.example)).numpy(), endpoint)
-        for name, endpoint in endpoints.items()
-    ]
+        loaded = tf.saved_model.load(str(fresh))
+        differences = [
+            _difference(getattr(loaded, name)(*map(tf.convert_to_tensor, endpoint.example)).numpy(), endpoint)
+            for name, endpoint in endpoints.items()
+        ]
     return _report("saved_model", path, endpoints, max(differences))
 
 
@@ -83,15 +88,16 @@ def export_litert(path: Path, endpoint: Endpoint, *, track: Sequence[tf.Module])
         ImportError: where `ai-edge-litert`, which runs the check, is not installed; the message says how to.
     """
     interpreter_class = _imported("ai_edge_litert.interpreter").Interpreter
-    with _fresh(path) as fresh, _quiet():
+    with _fresh(path, "litert") as fresh:
         # By way of a SavedModel: from a concrete function alone the converter loses the variables of Keras 3.
         saved = fresh.with_name("saved_model")
-        _write_archive(saved, {"serve": endpoint}, track)
-        fresh.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(saved)).convert())
-    interpreter = interpreter_class(model_path=str(path))
-    # By signature, whose runner knows the inputs by their names and brings them to the sizes of the examples.
-    (outputs,) = interpreter.get_signature_runner()(**_feed(endpoint)).values()
-    difference = _difference(outputs, endpoint)
+        with _quiet():
+            _write_archive(saved, {"serve": endpoint}, track)
+            fresh.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(saved)).convert())
+        interpreter = interpreter_class(model_path=str(fresh))
+        # By signature, whose runner knows the inputs by their names and brings them to the sizes of the examples.
+        (outputs,) = interpreter.get_signature_runner()(**_feed(endpoint)).values()
+        difference = _difference(outputs, endpoint)
     return _report("litert", path, {"serve": endpoint}, difference)
 
 
@@ -104,11 +110,12 @@ def export_onnx(path: Path, endpoint: Endpoint) -> ExportReport:
     tf2onnx, runtime = _imported("tf2onnx"), _imported("onnxruntime")
     signature = list(endpoint.signature)
     function = tf.function(endpoint.function, input_signature=signature, autograph=False)
-    with _quiet(), _fresh(path) as fresh:
-        proto, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=_ONNX_OPSET)
+    with _fresh(path, "onnx") as fresh:
+        with _quiet():
+            proto, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=_ONNX_OPSET)
         fresh.write_bytes(proto.SerializeToString())
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    difference = _difference(session.run(None, _feed(endpoint))[0], endpoint)
+        session = runtime.InferenceSession(str(fresh), providers=["CPUExecutionProvider"])
+        difference = _difference(session.run(None, _feed(endpoint))[0], endpoint)
     return _report("onnx", path, {"serve": endpoint}, difference)
 
 
@@ -126,7 +133,18 @@ def _feed(endpoint: Endpoint) -> dict[str, np.ndarray]:
 
 
 def _difference(output: np.ndarray, endpoint: Endpoint) -> float:
-    return float(np.max(np.abs(output.astype(np.float64) - endpoint.expected)))
+    difference = float(np.max(np.abs(output.astype(np.float64) - endpoint.expected)))
+    if not np.isfinite(difference):
+        raise FloatingPointError(
+            f"The export could not be compared with `predict`: {_not_finite(output)} of the export's answers and "
+            f"{_not_finite(endpoint.expected)} of `predict`'s are NaN or infinite; nothing was written. Look for NaN "
+            "in the model's weights, and train it again."
+        )
+    return difference
+
+
+def _not_finite(array: np.ndarray) -> str:
+    return f"{np.count_nonzero(~np.isfinite(array))} of {array.size}"
 
 
 def _report(format: str, path: Path, endpoints: Mapping[str, Endpoint], difference: float) -> ExportReport:
@@ -141,7 +159,10 @@ def _report(format: str, path: Path, endpoints: Mapping[str, Endpoint], differen
             for name, endpoint in endpoints.items()
         },
     )
-    logger.info("%s", report)
+    if difference > _LARGE_DIFFERENCE:
+        logger.warning("%s: more than rounding explains. Compare more answers before you use it.", report)
+    else:
+        logger.info("%s", report)
     return report
 
 
@@ -159,18 +180,56 @@ def _imported(module: str) -> Any:
         raise ImportError(f"This export needs the package of `{module}`: {_INSTALL}") from error
 
 
+def check_export_target(path: Path, format: str) -> None:
+    """Refuse a path where something lies that is no older export in the same format.
+
+    Raises:
+        ValueError: naming what is there.
+    """
+    if format == "saved_model":
+        found = _not_of_saved_model(path)
+    elif path.is_dir():
+        found = "is a directory, and this format is one file"
+    elif path.is_file() and not _is_file_of(path, format):
+        found = f"is a file that is no {format} export"
+    else:
+        found = None
+    if found is not None:
+        raise ValueError(f"{path} {found}; nothing was overwritten. Move it away, or choose another path.")
+
+
+def _not_of_saved_model(path: Path) -> str | None:
+    if not path.exists() and not path.is_symlink():
+        return None
+    if path.is_symlink() or not path.is_dir():
+        return "is not a directory, which a saved_model is"
+    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir())
+    foreign = [name for name in names if not any(fnmatch.fnmatchcase(name, known) for known in _SAVED_MODEL_FILES)]
+    if foreign or (names and "saved_model.pb" not in names):
+        return f"is a directory with other files in it ({', '.join((foreign or names)[:3])})"
+    return None
+
+
+def _is_file_of(path: Path, format: str) -> bool:
+    with path.open("rb") as stream:
+        start = stream.read(8)
+    # A flatbuffer has its name in bytes 4 to 7; an ONNX file begins with field 1, the version of its format. An empty
+    # file may be a name that somebody reserved.
+    return not start or (start[4:] == b"TFL3" if format == "litert" else start[:1] == b"\x08")
+
+
 @contextlib.contextmanager
-def _fresh(path: Path) -> Iterator[Path]:
+def _fresh(path: Path, format: str) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` when the block ends well."""
-    if path.is_dir() and any(path.iterdir()) and not (path / "saved_model.pb").exists():
-        raise ValueError(f"{path} is a directory with other files in it; nothing was overwritten. Choose another path.")
+    check_export_target(path, format)
     path.parent.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        fresh = directory / path.name
+        fresh = directory / "export"
         yield fresh
+        check_export_target(path, format)
         if path.is_dir():
-            shutil.rmtree(path)
+            path.rename(directory / "replaced")
         os.replace(fresh, path)
     finally:
         shutil.rmtree(directory, ignore_errors=True)

@@ -73,24 +73,69 @@ def test_inputs_go_where_their_names_say(tmp_path, format):
 
 
 @pytest.mark.parametrize("format", ["saved_model", "litert", "onnx"])
-def test_a_difference_is_measured_not_assumed(tmp_path, model, format):
+def test_a_difference_is_measured_and_a_large_one_is_told(tmp_path, model, caplog, format):
+    written(format, tmp_path / "export", model)
+    assert caplog.records == []
     assert written(format, tmp_path / "export", model, off_by=0.25).max_difference == pytest.approx(0.25, abs=1e-5)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "largest difference to predict 2.50e-01: more than rounding explains" in record.getMessage()
 
 
-def test_an_older_export_is_replaced(tmp_path, model):
-    written("saved_model", tmp_path / "export", model)
-    (tmp_path / "export" / "old").write_text("")
-    written("saved_model", tmp_path / "export", model)
-    assert not (tmp_path / "export" / "old").exists()
+@pytest.mark.parametrize("format", ["saved_model", "litert", "onnx"])
+@pytest.mark.parametrize("off_by", [np.nan, np.inf])
+def test_answers_that_cannot_be_compared_leave_the_older_export(tmp_path, model, format, off_by):
+    written(format, tmp_path / "export", model)
+    before = contents(tmp_path)
+    with pytest.raises(FloatingPointError, match=r"0 of 6 .* and 6 of 6 of `predict`'s are NaN .* nothing was written"):
+        written(format, tmp_path / "export", model, off_by=off_by)
+    assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("format", ["saved_model", "onnx"])
-def test_other_peoples_files_are_left_alone(tmp_path, model, format):
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "cat.jpg").write_text("")
-    with pytest.raises(ValueError, match="nothing was overwritten"):
-        written(format, tmp_path / "photos", model)
-    assert (tmp_path / "photos" / "cat.jpg").exists()
+@pytest.mark.parametrize("format", ["saved_model", "litert", "onnx"])
+@pytest.mark.parametrize("name", ["export", "saved_model", "replaced"])
+def test_an_older_export_is_replaced(tmp_path, model, format, name):
+    written(format, tmp_path / name, model)
+    before = contents(tmp_path)
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="sigmoid")])
+    assert written(format, tmp_path / name, other).max_difference < 1e-5
+    assert contents(tmp_path).keys() == before.keys()
+    assert contents(tmp_path) != before
+
+
+def contents(directory):
+    return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("format", ["saved_model", "litert", "onnx"])
+@pytest.mark.parametrize("older", ["saved_model", "litert", "onnx", "photos", "notes", "own"])
+def test_other_files_and_formats_are_left_alone(tmp_path, model, format, older):
+    if older == "photos":
+        (tmp_path / "export").mkdir()
+        (tmp_path / "export" / "cat.jpg").write_text("")
+    elif older == "notes":
+        (tmp_path / "export").write_text("mine")
+    elif older == "own":
+        written("saved_model", tmp_path / "export", model)
+        (tmp_path / "export" / "mine").mkdir()
+        (tmp_path / "export" / "mine" / "saved_model.pb").write_text("mine")
+    elif older == format:
+        pytest.skip("its own format is replaced")
+    else:
+        written(older, tmp_path / "export", model)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"export is .*; nothing was overwritten\. Move it away"):
+        written(format, tmp_path / "export", model)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("format", ["saved_model", "litert", "onnx"])
+def test_an_empty_place_is_taken(tmp_path, model, format):
+    if format == "saved_model":
+        (tmp_path / "export").mkdir()
+    else:
+        (tmp_path / "export").touch()
+    assert written(format, tmp_path / "export", model).num_bytes > 100
 
 
 @pytest.mark.parametrize(("format", "package"), [("litert", "ai_edge_litert.interpreter"), ("onnx", "tf2onnx")])
