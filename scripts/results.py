@@ -412,6 +412,22 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+# Each target as a machine reads it; what only its words say (flat memory, a stated difference) is left to the reader. A
+# metric is the mean over runs, "minutes" the longest run; a bound that is a text names another figure.
+BOUNDS: dict[str, list[dict[str, Any]]] = {
+    "fashion-mnist": [{"metric": "accuracy", "at_least": 0.94}, {"minutes": "of a run", "at_most": 15}],
+    "flowers5": [{"metric": "accuracy", "at_least": 0.90}, {"minutes": "of a run", "at_most": 15}],
+    "preset-reference": [{"figure": "same top-1", "at_least": "images"}],
+    "image-input": [
+        {"ratio": "triptych, augmented / bare OpenCV decode and resize", "at_least": 0.9},
+        {"ratio": "triptych, augmented / keras.utils.image_dataset_from_directory", "at_least": 1.0},
+    ],
+    "image-classification": [{"ratio": "triptych fit / keras.Model.fit", "at_least": 0.97}],
+    "kill-and-resume": [{"figure": "bit-equal after resuming", "at_least": "trials"}],
+    "trec": [{"metric": "accuracy", "at_least": 0.962}],
+}
+
+
 # The page.
 
 
@@ -433,7 +449,9 @@ def _section(name: str, record: dict[str, Any]) -> str:
     lines = [f"## {record['title']}\n", f"- command: `python scripts/results.py {name}`"]
     if "benchmark" in record:
         lines.append(f"- measured by: `python scripts/benchmark.py {record['benchmark']}`")
-    lines += [f"- {key}: {record[key]}" for key in ("data", "files", "settings", "metric", "target") if key in record]
+    lines += [f"- {key}: {record[key]}" for key in ("data", "files", "settings", "metric") if key in record]
+    if "target" in record:
+        lines.append(f"- target: {record['target']}{_verdict(record)}")
     where = f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}"
     lines.append(f"- measured on {record['date']}: {where}; wall time {record['minutes']:.1f} min\n")
     if "runs" in record:
@@ -446,6 +464,25 @@ def _section(name: str, record: dict[str, Any]) -> str:
     if "kills" in record:
         lines += ["", "Killed after: " + "; ".join(record["kills"]) + "."]
     return "\n".join([*lines, ""])
+
+
+def _verdict(record: dict[str, Any]) -> str:
+    """Whether the measured figures keep the record's bounds; nothing where it has none."""
+    if not record.get("bound"):
+        return ""
+    return ": **met**" if all(_is_kept(record, bound) for bound in record["bound"]) else ": **not met**"
+
+
+def _is_kept(record: dict[str, Any], bound: dict[str, Any]) -> bool:
+    if "metric" in bound:
+        value = statistics.mean(run["metrics"][bound["metric"]] for run in record["runs"])
+    elif "minutes" in bound:
+        value = max(run["minutes"] for run in record["runs"])
+    else:
+        value = record["ratios"][bound["ratio"]] if "ratio" in bound else record["figures"][bound["figure"]]
+    limit = bound["at_least"] if "at_least" in bound else bound["at_most"]
+    limit = record["figures"][limit] if isinstance(limit, str) else limit
+    return bool(value >= limit if "at_least" in bound else value <= limit)
 
 
 def _shown(value: Any) -> str:
@@ -485,6 +522,14 @@ def run_experiment(name: str, records: dict[str, Any]) -> None:
     record = EXPERIMENTS[name]()
     record |= {"minutes": (time.monotonic() - start) / 60, "date": time.strftime("%Y-%m-%d"), "hardware": hardware()}
     records[name] = record
+    keep(records)
+
+
+def keep(records: dict[str, Any]) -> None:
+    """Write the records, each with the bounds that its target has now."""
+    for name, record in records.items():
+        if name in BOUNDS:
+            record["bound"] = BOUNDS[name]
     _RECORD.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
 
 
@@ -501,6 +546,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     records = json.loads(_RECORD.read_text(encoding="utf-8")) if _RECORD.exists() else {}
     for name in EXPERIMENTS if options.all else options.names:
         run_experiment(name, records)
+    keep(records)
     _PAGE.write_text(render(records), encoding="utf-8")
     print(f"wrote {_PAGE.relative_to(_ROOT)}")
 

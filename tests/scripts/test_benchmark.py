@@ -86,3 +86,47 @@ def test_results_render_runs_rates_and_figures(benchmark):
     for expected in ("| **mean** | 0.5500 | 2.0 |", "| ours | 2 | 1 | 3 |", "**1.50**", "| difference | 1.25e-06 |"):
         assert expected in page
     assert page.index("## F") < page.index("## P") < page.index("## I")
+
+
+@pytest.mark.parametrize(
+    ("bound", "verdict"),
+    [
+        ([], "- target: T\n"),
+        ([{"metric": "accuracy", "at_least": 0.5}], "- target: T: **met**\n"),
+        ([{"metric": "accuracy", "at_least": 0.51}], "- target: T: **not met**\n"),
+        (
+            [{"metric": "accuracy", "at_least": 0.5}, {"minutes": "of a run", "at_most": 2}],
+            "- target: T: **not met**\n",
+        ),
+        ([{"ratio": "ours / peer", "at_least": 0.9}], "- target: T: **not met**\n"),
+        ([{"figure": "equal", "at_least": "trials"}], "- target: T: **met**\n"),
+    ],
+)
+def test_results_say_whether_a_target_is_met(benchmark, bound, verdict):
+    import results
+
+    record = {
+        "title": "F",
+        "target": "T",
+        "bound": bound,
+        "runs": [{"seed": s, "metrics": {"accuracy": a}, "minutes": m} for s, a, m in ((0, 0.4, 1.0), (1, 0.6, 3.0))],
+        "unit": "images/s",
+        "rates": {"ours": {"median": 1.0, "all": [1.0]}},
+        "ratios": {"ours / peer": 0.85},
+        "figures": {"equal": 20, "trials": 20},
+        "hardware": {"cpu": "X", "cores": 2, "python": "3.11"},
+        "date": "2026-01-01",
+        "minutes": 1.0,
+    }
+    assert verdict in results.render({"fashion-mnist": record})
+
+
+def test_kept_results_have_the_bounds_of_their_experiments(benchmark):
+    import json
+
+    import results
+
+    records = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
+    assert {name: record.get("bound", []) for name, record in records.items()} == {
+        name: results.BOUNDS.get(name, []) for name in records
+    }
