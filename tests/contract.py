@@ -169,18 +169,31 @@ class PipelineContract:
         line = next(line for line in child.stdout.splitlines() if line.startswith("ANSWERS "))
         _assert_close(json.loads(line.removeprefix("ANSWERS ")), self.answers(fitted), 1e-5)
 
-    def test_a_save_killed_half_way_leaves_the_old_version(
+    def test_a_save_stopped_half_way_leaves_the_old_version(
         self, fitted: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         fitted.save(tmp_path / "saved")
+        old = self.answers(fitted)
+        newer = load_pipeline(tmp_path / "saved")
+        for variable in newer.model.trainable_variables:
+            variable.assign(-variable)
+        new = self.answers(newer)
+        assert new != old
 
-        def killed(*_: Any) -> None:
+        def stopped(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(shared.artifact, "_put_in_place", killed)
-        with pytest.raises(KeyboardInterrupt):
-            fitted.save(tmp_path / "saved")
-        assert self.answers(load_pipeline(tmp_path / "saved")) == self.answers(fitted)
+        # Real kills at each single operation are in tests/shared/test_artifact.py.
+        artifact = shared.artifact
+        for place, name in ((newer, "_write"), (artifact, "_write_manifest"), (artifact, "_put_in_place")):
+            with monkeypatch.context() as patch:
+                patch.setattr(place, name, stopped)
+                with pytest.raises(KeyboardInterrupt):
+                    newer.save(tmp_path / "saved")
+            assert self.answers(load_pipeline(tmp_path / "saved")) == old, name
+        newer.save(tmp_path / "saved")
+        assert self.answers(load_pipeline(tmp_path / "saved")) == new
+        assert os.listdir(tmp_path) == ["saved"]
 
     def test_another_tasks_directory_is_refused(self, fitted: Pipeline, tmp_path: Path) -> None:
         fitted.save(tmp_path / "saved")
