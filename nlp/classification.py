@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -42,7 +42,6 @@ FROM_DATA = "from_data"
 _KINDS = ("classification", "multi_label", "regression")
 # Texts whose windows are in memory together while they are scored.
 _CHUNK = 512
-_GIB = 1 << 30
 # Texts on which an export is compared with `predict`.
 _SAMPLE_TEXTS = ("A short text.", "Another one, with more words: 1, 2, 3!", "Ünïcödé 🎬")
 # Texts from which a tokenizer is learned.
@@ -251,7 +250,7 @@ class TextClassifier(Pipeline):
     ) -> TrainingTask:
         """What the training loop, and the learning-rate finder, need: model, loss and batches for `train`."""
         from shared.fine_tuning import rate_factors, set_trainable
-        from shared.training import TrainingTask, training_loading
+        from shared.training import TrainingTask, run_fingerprint, training_loading
 
         source = as_source(train, name="train")
         if self.labels is None and not self.config.regression:
@@ -272,26 +271,22 @@ class TextClassifier(Pipeline):
             set_head_only=set_head_only,
             varying_shapes=True,
             rate_factors=rate_factors(self.model, network.encoder, training.layer_decay),
-            fingerprint={
-                **self.config.to_dict(),
-                "labels": list(self.labels or ()),
-                "num_examples": batches.num_examples,
-            },
+            fingerprint={**run_fingerprint(self, batches), "labels": list(self.labels or ())},
         )
 
     def _fit(self, train: Any, validation: Any, options: FitOptions) -> History:
-        from shared.training import run_training
+        from shared.training import run_training, validation_loading
 
         validate = None
         if validation is not None:
-            scored = self._scoring_batches(validation, cache_gib=options.training.cache_gib)
+            scored = self._scoring_batches(validation, validation_loading(options.training))
             validate = lambda: self._score(scored)  # noqa: E731
         history = run_training(self.training_task(train, options.training, validate=validate), options)
         self._trained = True
         return history
 
     def _evaluate(self, data: Any) -> Metrics:
-        return self._score(self._scoring_batches(data, cache_gib=0.0))
+        return self._score(self._scoring_batches(data, Loading()))
 
     # Texts and targets on their way in.
 
@@ -359,12 +354,12 @@ class TextClassifier(Pipeline):
 
         return loss
 
-    def _scoring_batches(self, data: Any, *, cache_gib: float) -> InputPipeline:
+    def _scoring_batches(self, data: Any, loading: Loading) -> InputPipeline:
         stages = Stages(
             encode=lambda text, target: {**window_arrays(self._windows(text)), "targets": self._target(target)},
             collate=flat_windows,
         )
-        return InputPipeline(as_source(data), stages, Loading(batch_size=_CHUNK, cache_bytes=int(cache_gib * _GIB)))
+        return InputPipeline(as_source(data), stages, replace(loading, batch_size=_CHUNK))
 
     def _score(self, batches: InputPipeline) -> Metrics:
         scored = [(self._logits(batch), batch["targets"]) for batch in batches.epoch()]

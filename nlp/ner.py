@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 FROM_DATA = "from_data"
 # Texts whose windows are in memory together while they are answered.
 _CHUNK = 64
-_GIB = 1 << 30
 # Texts from which a tokenizer is learned.
 _TOKENIZER_SAMPLE = 100_000
 # Target of tokens that do not answer for a word.
@@ -281,7 +280,7 @@ class EntityRecognizer(Pipeline):
     ) -> TrainingTask:
         """What the training loop, and the learning-rate finder, need: model, loss and batches for `train`."""
         from shared.fine_tuning import rate_factors, set_trainable
-        from shared.training import TrainingTask, training_loading
+        from shared.training import TrainingTask, run_fingerprint, training_loading
 
         source = as_source(train, name="train")
         if self.tags is None:
@@ -307,22 +306,22 @@ class EntityRecognizer(Pipeline):
             set_head_only=set_head_only,
             varying_shapes=True,
             rate_factors=rate_factors(self.model, network.encoder, training.layer_decay),
-            fingerprint={**self.config.to_dict(), "tags": list(self.tags), "num_examples": batches.num_examples},
+            fingerprint={**run_fingerprint(self, batches), "tags": list(self.tags)},
         )
 
     def _fit(self, train: Any, validation: Any, options: FitOptions) -> History:
-        from shared.training import run_training
+        from shared.training import run_training, validation_loading
 
         validate = None
         if validation is not None:
-            scored = self._scoring_batches(validation, cache_gib=options.training.cache_gib)
+            scored = self._scoring_batches(validation, validation_loading(options.training))
             validate = lambda: self._score(scored)  # noqa: E731
         history = run_training(self.training_task(train, options.training, validate=validate), options)
         self._trained = True
         return history
 
     def _evaluate(self, data: Any) -> Metrics:
-        return self._score(self._scoring_batches(data, cache_gib=0.0))
+        return self._score(self._scoring_batches(data, Loading()))
 
     # Texts and targets on their way in.
 
@@ -374,7 +373,7 @@ class EntityRecognizer(Pipeline):
         assert self._network is not None
         return tag_loss(self.model, crf=self._network.crf, label_smoothing=training.label_smoothing)
 
-    def _scoring_batches(self, data: Any, *, cache_gib: float) -> InputPipeline:
+    def _scoring_batches(self, data: Any, loading: Loading) -> InputPipeline:
         source = as_source(data)
         scheme = scheme_of(source)
 
@@ -382,7 +381,7 @@ class EntityRecognizer(Pipeline):
             text = worded_text(value)
             return {**self._encode(text), "entities": self._entity_numbers(entities_of(text, target, scheme))}
 
-        loading = Loading(batch_size=_CHUNK, cache_bytes=int(cache_gib * _GIB))
+        loading = replace(loading, batch_size=_CHUNK)
         return InputPipeline(source, Stages(encode=encode, collate=_with_entities), loading)
 
     def _entity_numbers(self, found: Sequence[EntitySpan]) -> np.ndarray:

@@ -23,9 +23,9 @@ import numpy as np
 import tensorflow as tf
 
 from shared.checkpoint import CheckpointDirectory, TrainingState, pack, unpack
-from shared.data import Arrays, InputPipeline, Loading
+from shared.data import Arrays, InputPipeline, Loading, data_fingerprint
 from shared.optimizers import build_optimizer, build_schedule
-from shared.pipeline import FitOptions, History, Metrics, TrainingInterrupted
+from shared.pipeline import FitOptions, History, Metrics, Pipeline, TrainingInterrupted
 from shared.progress import Progress, TrainingLog
 from shared.runtime import current_runtime
 from shared.training_config import TrainingConfig
@@ -76,6 +76,29 @@ def training_loading(training: TrainingConfig) -> Loading:
         cache_bytes=int(training.cache_gib * (1 << 30)),
         max_bad_share=training.max_bad_share,
     )
+
+
+def validation_loading(training: TrainingConfig) -> Loading:
+    """How the validation set of a training run is loaded: as much kept and tolerated as of the training set."""
+    return Loading(cache_bytes=int(training.cache_gib * (1 << 30)), max_bad_share=training.max_bad_share)
+
+
+def run_fingerprint(pipeline: Pipeline, batches: InputPipeline) -> dict[str, Any]:
+    """What a resumed run must have in common with the one it goes on: config, preset, data, and how it computes.
+
+    The fingerprint of the data is also put into the pipeline's provenance, which `save` writes to training.json.
+    """
+    runtime = current_runtime()
+    fingerprint = data_fingerprint(batches.source)
+    pipeline.provenance["data"] = {"fingerprint": fingerprint, "num_examples": batches.num_examples}
+    return {
+        **pipeline.config.to_dict(),
+        "preset": pipeline.provenance.get("preset", {}).get("ref"),
+        "num_examples": batches.num_examples,
+        "data": fingerprint,
+        "num_replicas": runtime.num_replicas,
+        "precision": runtime.precision,
+    }
 
 
 class TrainStep:

@@ -6,8 +6,9 @@ effect before them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from vision.models.backbones import PretrainedClassifier
     from vision.models.classifier import ClassifierNetwork
 
-_GIB = 1 << 30
+logger = logging.getLogger(__name__)
+
 FROM_DATA = "from_data"
 
 
@@ -121,6 +123,8 @@ class ImageClassifier(Pipeline):
         keep_head = labels is None and preset.head is not None
         classifier._network = pretrained_network(preset, classifier.config, keep_head=keep_head)
         classifier._trained = keep_head
+        if not keep_head:
+            logger.info("the head of %s is new: call `fit` before `predict`", ref)
         classifier.provenance = {"preset": {"ref": str(ref), "source": preset.source, "licence": preset.licence}}
         return classifier
 
@@ -179,7 +183,7 @@ class ImageClassifier(Pipeline):
     ) -> TrainingTask:
         """What the training loop, and the learning-rate finder, need: model, loss and batches for `train`."""
         from shared.fine_tuning import rate_factors, set_trainable
-        from shared.training import TrainingTask, training_loading
+        from shared.training import TrainingTask, run_fingerprint, training_loading
 
         source = as_source(train, name="train")
         if self.labels is None:
@@ -200,15 +204,15 @@ class ImageClassifier(Pipeline):
             validate=validate,
             set_head_only=set_head_only,
             rate_factors=rate_factors(self.model, network.trunk, training.layer_decay),
-            fingerprint={**self.config.to_dict(), "labels": list(self.labels), "num_examples": batches.num_examples},
+            fingerprint={**run_fingerprint(self, batches), "labels": list(self.labels)},
         )
 
     def _fit(self, train: Any, validation: Any, options: FitOptions) -> History:
-        from shared.training import run_training
+        from shared.training import run_training, validation_loading
 
         validate = None
         if validation is not None:
-            scored = self._evaluation_batches(validation, cache_gib=options.training.cache_gib)
+            scored = self._evaluation_batches(validation, validation_loading(options.training))
             validate = lambda: self._score(scored)  # noqa: E731
         task = self.training_task(train, options.training, validate=validate)
         history = run_training(task, options)
@@ -216,7 +220,7 @@ class ImageClassifier(Pipeline):
         return history
 
     def _evaluate(self, data: Any) -> Metrics:
-        return self._score(self._evaluation_batches(data, cache_gib=0.0))
+        return self._score(self._evaluation_batches(data, Loading()))
 
     # Images and targets on their way in.
 
@@ -299,8 +303,8 @@ class ImageClassifier(Pipeline):
 
         return loss
 
-    def _evaluation_batches(self, data: Any, *, cache_gib: float) -> InputPipeline:
-        loading = Loading(batch_size=64, cache_bytes=int(cache_gib * _GIB))
+    def _evaluation_batches(self, data: Any, loading: Loading) -> InputPipeline:
+        loading = replace(loading, batch_size=64)
         return InputPipeline(as_source(data), Stages(encode=self._encode_for_evaluation), loading)
 
     def _score(self, batches: InputPipeline) -> Metrics:

@@ -95,7 +95,7 @@ def test_results_render_runs_rates_and_figures(benchmark):
         ([{"metric": "accuracy", "at_least": 0.5}], "- target: T: **met**\n"),
         ([{"metric": "accuracy", "at_least": 0.51}], "- target: T: **not met**\n"),
         (
-            [{"metric": "accuracy", "at_least": 0.5}, {"minutes": "of a run", "at_most": 2}],
+            [{"metric": "accuracy", "at_least": 0.5}, {"minutes": "", "at_most": 2}],
             "- target: T: **not met**\n",
         ),
         ([{"ratio": "ours / peer", "at_least": 0.9}], "- target: T: **not met**\n"),

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -18,11 +19,11 @@ import tensorflow as tf
 
 import shared.training as training_module
 from shared.checkpoint import CheckpointDirectory
-from shared.data import Arrays, BadExampleError, InputPipeline, Loading, Stages
+from shared.data import Arrays, BadExampleError, InputPipeline, Loading, Stages, data_fingerprint
 from shared.optimizers import build_optimizer
 from shared.pipeline import FitOptions, History, Metrics, TrainingInterrupted
 from shared.runtime import current_runtime, seeded
-from shared.training import TrainingTask, TrainStep, run_training
+from shared.training import TrainingTask, TrainStep, run_fingerprint, run_training
 from shared.training_config import TrainingConfig
 
 ROOT = Path(__file__).parents[2]
@@ -390,6 +391,21 @@ def test_another_runs_state_is_refused_by_field(finished, changes, fingerprint, 
             checkpoint=finished,
             resume=True,
         )
+
+
+def test_the_fingerprint_has_preset_data_precision_and_replicas(monkeypatch):
+    pipeline = SimpleNamespace(config=PLAIN, provenance={"preset": {"ref": "efficientnet_lite0"}})
+    batches = toy().batches
+    found = run_fingerprint(pipeline, batches)
+    assert found["preset"] == "efficientnet_lite0"
+    assert (found["precision"], found["num_replicas"]) == ("float32", 1)
+    assert found["data"] == data_fingerprint(batches.source)
+    assert pipeline.provenance["data"] == {"fingerprint": found["data"], "num_examples": 24}
+    monkeypatch.setattr(
+        "shared.training.current_runtime", lambda: SimpleNamespace(num_replicas=2, precision="bfloat16")
+    )
+    changed = {key for key, value in run_fingerprint(pipeline, batches).items() if found[key] != value}
+    assert changed == {"precision", "num_replicas"}
 
 
 def test_a_state_is_not_overwritten_without_being_asked(finished):

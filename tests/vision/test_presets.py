@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import logging
 import os
 import random
 import subprocess
@@ -132,16 +133,21 @@ def test_a_head_predicts_without_training_and_is_saved_with_the_rest(
 
 
 def test_other_labels_get_a_new_head_that_must_be_trained(
-    hub_directory: Path, pictures: list[np.ndarray], tmp_path: Path
+    hub_directory: Path, pictures: list[np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    classifier = ImageClassifier.from_preset(hub_directory, labels=["cat", "dog"])
+    with caplog.at_level(logging.INFO, logger="vision.classification"):
+        classifier = ImageClassifier.from_preset(hub_directory, labels=["cat", "dog"])
+    assert "is new: call `fit` before `predict`" in caplog.text
     with pytest.raises(NotFittedError):
         classifier.predict(pictures)
     training = TrainingConfig(epochs=1, batch_size=2)
     classifier.fit((pictures, ["cat", "dog"] * 3), training=training)
     answers = classifier.predict(pictures)
     classifier.save(tmp_path / "saved")
-    assert ImageClassifier.load(tmp_path / "saved").predict(pictures) == answers
+    loaded = ImageClassifier.load(tmp_path / "saved")
+    assert loaded.predict(pictures) == answers
+    assert loaded.provenance["data"]["num_examples"] == 6
+    assert len(loaded.provenance["data"]["fingerprint"]) == 16
     # What was saved is a starting point in its turn, with its head or under another.
     again = ImageClassifier.from_preset(tmp_path / "saved")
     assert again.predict(pictures) == answers
@@ -210,3 +216,18 @@ def test_presets_are_loaded_under_the_configs_seed(monkeypatch: pytest.MonkeyPat
     for seed in (1, 1, 2):
         _load_preset("efficientnet_lite0", None, seed=seed)
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_the_tolerated_share_of_bad_examples_holds_for_validation(tmp_path: Path) -> None:
+    images = [np.full((16, 16, 3), n, np.uint8) for n in range(6)]
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    data = (images, ["a", "b"] * 3)
+    validation = ([*images, tmp_path / "bad.png", tmp_path / "bad.png"], ["a", "b"] * 4)
+
+    def fit(share: float) -> None:
+        classifier = ImageClassifier(ImageClassifierConfig(image_size=16, width=4))
+        classifier.fit(data, validation, training=TrainingConfig(epochs=1, batch_size=2, max_bad_share=share))
+
+    fit(0.5)
+    with pytest.raises(ValueError, match=r"max_bad_share=0\.125"):
+        fit(0.125)
