@@ -364,14 +364,7 @@ def preset_reference() -> dict[str, Any]:
 
 
 TREC_CONFIG: dict[str, Any] = {"max_length": 64}
-TREC_TRAINING: dict[str, Any] = {
-    "epochs": 4,
-    "batch_size": 32,
-    "learning_rate": 2e-4,
-    "layer_decay": 0.9,
-    "ema_decay": 0.98,
-    "warmup": 0.1,
-}
+TREC_TRAINING: dict[str, Any] = {"epochs": 4, "learning_rate": 2e-4, "layer_decay": 0.9, "ema_decay": 0.98}
 
 
 def trec() -> dict[str, Any]:

@@ -10,7 +10,6 @@ therefore drawn from a generator keyed by (seed, epoch, example), never from a s
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import math
@@ -21,7 +20,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -38,8 +36,6 @@ Arrays: TypeAlias = dict[str, np.ndarray]
 _SHUFFLE_BUFFER = 4096
 # Batches whose examples are sorted by length together; a wider window pads less and shuffles less.
 _BUCKET_WINDOW = 64
-# Examples of which a data set's fingerprint holds the contents, and bytes of each that it takes.
-_HASHED, _HASHED_BYTES = 256, 1 << 16
 # Examples by which two readings of a dataset are compared; they are read twice more, once.
 _COMPARED = 16
 _BATCH_STREAM, _ORDER_STREAM = 1 << 62, 1 << 63
@@ -169,37 +165,6 @@ def _streamed(dataset: tf.data.Dataset, name: str) -> StreamedExamples:
     if cardinality == 0:
         raise ValueError(f"`{name}` has no examples.")
     return StreamedExamples(dataset)
-
-
-def data_fingerprint(source: Source) -> str:
-    """A short hash that tells data sets apart: cheap, so it takes samples, not all of them.
-
-    Of `Examples`: how many they are, all targets, and the inputs at 256 evenly spread places (of a path its name and
-    the size of its file). Of a dataset: what its elements are, and the first 16.
-    """
-    digest = hashlib.sha256()
-    if isinstance(source, StreamedExamples):
-        parts: Iterable[Any] = [source.dataset.element_spec, *itertools.islice(source, _COMPARED)]
-    else:
-        places = np.unique(np.linspace(0, len(source) - 1, min(len(source), _HASHED)).astype(int))
-        parts = itertools.chain([len(source)], source.targets, (source.inputs[i] for i in places))
-    for part in parts:
-        digest.update(_hashable(part))
-        digest.update(b"\0")
-    return digest.hexdigest()[:16]
-
-
-def _hashable(value: Any) -> bytes:
-    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        return f"{value.dtype}{value.shape}".encode() + value.reshape(-1)[:_HASHED_BYTES].tobytes()
-    if isinstance(value, bytes):
-        return str(len(value)).encode() + value[:_HASHED_BYTES]
-    if isinstance(value, tuple | list):
-        return b"(" + b"\0".join(_hashable(part) for part in value) + b")"
-    if isinstance(value, Path):
-        # The name without its folders: data may be moved between a run and its resumption.
-        return f"{value.name} {value.stat().st_size if value.is_file() else 'missing'}".encode()
-    return repr(value).encode()
 
 
 def _comparable(example: Any) -> list[Any]:

@@ -23,7 +23,8 @@ import numpy as np
 import tensorflow as tf
 
 from shared.checkpoint import CheckpointDirectory, TrainingState, pack, unpack
-from shared.data import Arrays, InputPipeline, Loading, data_fingerprint
+from shared.data import Arrays, InputPipeline, Loading
+from shared.fingerprint import data_fingerprint
 from shared.optimizers import build_optimizer, build_schedule
 from shared.pipeline import FitOptions, History, Metrics, Pipeline, TrainingInterrupted
 from shared.progress import Progress, TrainingLog

@@ -21,10 +21,10 @@ from shared.data import (
     StreamedExamples,
     _Streams,
     as_source,
-    data_fingerprint,
     prefetch,
     stack,
 )
+from shared.fingerprint import data_fingerprint
 
 COUNT = 41
 

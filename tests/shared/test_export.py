@@ -75,7 +75,8 @@ def test_inputs_go_where_their_names_say(tmp_path, format):
 @pytest.mark.parametrize("format", ["saved_model", "litert", "onnx"])
 def test_a_difference_is_measured_and_a_large_one_is_told(tmp_path, model, caplog, format):
     written(format, tmp_path / "export", model)
-    assert caplog.records == []
+    # TensorFlow has something to say of its own, now and then.
+    assert [record for record in caplog.records if record.name.startswith("shared")] == []
     assert written(format, tmp_path / "export", model, off_by=0.25).max_difference == pytest.approx(0.25, abs=1e-5)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
