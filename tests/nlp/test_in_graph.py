@@ -156,6 +156,7 @@ def test_all_windows_are_those_of_the_tokenizer(twins, overlap):
         require_windows(found, [window for windows in expected for window in windows])
 
 
+@pytest.mark.slow  # a text classifier's export is run in plain TensorFlow by tests/nlp/test_classification.py
 def test_a_saved_model_runs_in_plain_tensorflow(twins, tmp_path):
     twin = twins("sentence_piece")
     holder = tf.Module()
