@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(RUN) scripts/quickstart.py
 
 test: $(VENV)/.installed lint
-	$(RUN) -m pytest -q -m "not slow and not gpu"
+	$(RUN) -m pytest -q -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.data import Examples
+from shared.examples import Examples
 from shared.pipeline import Metrics
 
 _STRENGTHS = (1.0, 10.0, 100.0)

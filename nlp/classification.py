@@ -21,7 +21,8 @@ from nlp.tokenization import TextTokenizer, Window
 from nlp.windows import flat_windows, num_tokens, run_windows, stack_windows, window_arrays
 from shared.classification import Classification, ClassLabels, class_names
 from shared.config import Config, option
-from shared.data import Arrays, Examples, InputPipeline, Loading, Source, Stages, as_source
+from shared.data import Arrays, InputPipeline, Loading, Stages
+from shared.examples import Examples, Source, as_source
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
 from shared.vocabulary import Vocabulary
 
@@ -285,8 +286,8 @@ class TextClassifier(Pipeline):
         self._trained = True
         return history
 
-    def _evaluate(self, data: Any) -> Metrics:
-        return self._score(self._scoring_batches(data, Loading()))
+    def _evaluate(self, data: Any, loading: Loading) -> Metrics:
+        return self._score(self._scoring_batches(data, loading))
 
     # Texts and targets on their way in.
 

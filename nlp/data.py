@@ -8,7 +8,6 @@ are part of a text. Files may be gzipped.
 from __future__ import annotations
 
 import logging
-import math
 import re
 import sys
 from collections import Counter
@@ -35,7 +34,7 @@ from nlp.tables import (
     text_cell,
 )
 from nlp.tags import split_tag
-from shared.data import BadRecord, Examples
+from shared.examples import BadRecord, Examples, tolerated
 
 logger = logging.getLogger(__name__)
 
@@ -321,14 +320,7 @@ def _collected(
             continue
         inputs.append(example[0])
         targets.append(example[1])
-    total = len(inputs) + len(bad)
-    if not total:
-        raise ValueError(f"{file} has no {things}. Check the path and the format.")
-    if len(bad) > math.ceil(max_bad_share * total) or not inputs:
-        raise ValueError(f"{file}: {len(bad)} of {total} {things} cannot be used; the first: {bad[0]}.")
-    if bad:
-        logger.warning("%s: %d of %d %s cannot be used, the first: %s", file, len(bad), total, things, bad[0])
-    return Examples(inputs, targets, tuple(bad))
+    return tolerated(Examples(inputs, targets, tuple(bad)), file, max_bad_share, things=things)
 
 
 def text_lines(given: Iterable[str]) -> Iterator[str]:

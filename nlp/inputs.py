@@ -11,7 +11,7 @@ import numpy as np
 
 from nlp.tags import EntitySpan, Scheme, detect_scheme, entities, split_tag, tags_of
 from nlp.words import word_spans
-from shared.data import BadExampleError, Examples, Source
+from shared.examples import BadExampleError, Examples, Source
 
 # Examples of a stream from whose tags the scheme is read.
 _SCHEME_SAMPLE = 1_000

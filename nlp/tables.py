@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from shared.data import BadRecord
+from shared.examples import BadRecord, existing_file
 
 # The cells of a record by position or by name; a record with where it stands.
 Cells: TypeAlias = list[Any] | dict[str, Any]
@@ -53,11 +53,7 @@ def decoded(file: Path, encoding: str) -> str:
         FileNotFoundError: where there is no such file.
         ValueError: for a directory, a damaged gzip file, or an encoding that is not known or cannot be read at all.
     """
-    if not file.exists():
-        raise FileNotFoundError(f"There is nothing at {file}. Check the path.")
-    if file.is_dir():
-        raise ValueError(f"{file} is a directory; expected a file. Name one of the files in it.")
-    data = file.read_bytes()
+    data = existing_file(file).read_bytes()
     if data[:2] == b"\x1f\x8b":
         try:
             data = gzip.decompress(data)

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.cli import ReaderOption, TaskCommand, main
+from shared.cli import AnswerOption, ReaderOption, TaskCommand, main
 
 
-def read(path: Path, split: str, *, label_separator: str | None = None) -> Any:
+def read(path: Path, split: str, *, max_bad_share: float, label_separator: str | None = None) -> Any:
     """Examples at `path`."""
     from vision.data import read_images
 
-    return read_images(path, split=split, label_separator=label_separator)
+    return read_images(path, split=split, label_separator=label_separator, max_bad_share=max_bad_share)
 
 
 def details(metrics: Any, pictures: Path | None) -> Sequence[str]:
@@ -39,31 +39,12 @@ COMMAND = TaskCommand(
     config="vision.classification:ImageClassifierConfig",
     read=read,
     reader_options=(ReaderOption("label_separator", "what separates several labels in a CSV field (--multi-label)"),),
+    answer_options=(AnswerOption("top_k", "classes in an answer (default: 5)"),),
     common=(
-        *(
-            "labels",
-            "image_size",
-            "channels",
-            "width",
-            "depth",
-            "dropout",
-            "multi_label",
-            "average_mirrored",
-            "class_weights",
-        ),
+        *("labels", "image_size", "channels", "width", "dropout", "multi_label", "class_weights"),
         *("rand_augment", "erasing", "mixup", "cutmix", "epochs", "batch_size", "optimizer", "learning_rate"),
-        *(
-            "schedule",
-            "warmup",
-            "weight_decay",
-            "ema_decay",
-            "label_smoothing",
-            "freeze_epochs",
-            "freeze_groups",
-            "freeze_norms",
-            "layer_decay",
-        ),
-        *("patience", "precision", "devices", "xla", "deterministic"),
+        *("warmup", "weight_decay", "ema_decay", "label_smoothing", "freeze_epochs", "freeze_groups", "layer_decay"),
+        *("patience", "precision", "devices"),
     ),
     details=details,
 )

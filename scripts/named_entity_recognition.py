@@ -20,11 +20,12 @@ from nlp.data import text_lines
 from shared.cli import TaskCommand, main
 
 
-def read(path: Path, split: str) -> Any:
+def read(path: Path, split: str, *, max_bad_share: float) -> Any:
     """Examples at `path`."""
     from nlp.data import read_conll, read_spans
 
-    return read_spans(path) if path.suffix in (".json", ".jsonl") else read_conll(path)
+    reader = read_spans if path.suffix in (".json", ".jsonl") else read_conll
+    return reader(path, max_bad_share=max_bad_share)
 
 
 def details(metrics: Any, pictures: Path | None) -> Sequence[str]:
@@ -46,10 +47,9 @@ COMMAND = TaskCommand(
     config="nlp.ner:EntityRecognizerConfig",
     read=read,
     common=(
-        *("labels", "scheme", "crf", "max_length", "encoder", "vocab_size", "hidden_size", "num_layers", "dropout"),
-        *("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "warmup", "weight_decay", "ema_decay"),
-        *("label_smoothing", "freeze_epochs", "layer_decay", "patience", "precision", "devices", "xla"),
-        "deterministic",
+        *("labels", "scheme", "crf", "max_length", "encoder", "vocab_size", "hidden_size", "num_layers"),
+        *("epochs", "batch_size", "optimizer", "learning_rate", "warmup", "weight_decay", "ema_decay"),
+        *("label_smoothing", "freeze_epochs", "layer_decay", "patience", "precision", "devices"),
     ),
     details=details,
     inputs=text_lines,

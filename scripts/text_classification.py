@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from nlp.data import text_lines
-from shared.cli import ReaderOption, TaskCommand, main
+from shared.cli import AnswerOption, ReaderOption, TaskCommand, main
 
 
 def read(
     path: Path,
     split: str,
     *,
+    max_bad_share: float,
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
@@ -39,6 +40,7 @@ def read(
         label=label_column,
         label_separator=label_separator,
         encoding=encoding,
+        max_bad_share=max_bad_share,
     )
 
 
@@ -73,11 +75,12 @@ COMMAND = TaskCommand(
         ReaderOption("label_separator", "what separates several labels in a field (--multi-label)"),
         ReaderOption("encoding", "of the file (default: utf-8)"),
     ),
+    answer_options=(AnswerOption("top_k", "classes in an answer (default: 5)"),),
     common=(
         *("labels", "multi_label", "regression", "max_length", "encoder", "vocab_size", "hidden_size", "num_layers"),
-        *("dropout", "class_weights", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "warmup"),
+        *("class_weights", "epochs", "batch_size", "optimizer", "learning_rate", "warmup"),
         *("weight_decay", "ema_decay", "label_smoothing", "freeze_epochs", "layer_decay", "patience"),
-        *("precision", "devices", "xla", "deterministic"),
+        *("precision", "devices"),
     ),
     details=details,
     inputs=text_lines,

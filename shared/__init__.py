@@ -4,7 +4,7 @@ Light names are imported at once; `load_pipeline` and the rest bring in TensorFl
 """
 
 from shared.config import Config
-from shared.data import BadExampleError, BadRecord, Examples
+from shared.examples import BadExampleError, BadRecord, Examples
 from shared.pipeline import History, Metrics, NotFittedError, Pipeline, TrainingInterrupted, load_pipeline
 from shared.runtime import RuntimeConfig
 from shared.training_config import TrainingConfig

@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 SCHEMA_VERSION = 1
 MANIFEST = "pipeline.json"
@@ -27,6 +27,8 @@ _JSON_KINDS = {str: "a string", dict: "an object"}
 _PACKAGES = ("triptych", "tensorflow", "keras", "keras-hub", "numpy")
 # Flags of renameat2(2) on Linux.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+# Readings of a directory that other processes keep replacing, before that is an error.
+_READS = 5
 # Directories that threads of this process are writing.
 _in_use: set[Path] = set()
 
@@ -85,6 +87,39 @@ def load_manifest(path: Path, task: str | None = None) -> dict[str, Any]:
     for name, expected in _listed_files(path, manifest).items():
         _verify(path, name, expected)
     return manifest
+
+
+_Loaded = TypeVar("_Loaded")
+
+
+def read_artifact(path: Path, read: Callable[[Path, dict[str, Any]], _Loaded], *, task: str | None = None) -> _Loaded:
+    """What `read(path, manifest)` makes of a saved pipeline, from one version of it.
+
+    Where a save replaces the directory meanwhile, files of both versions may have been read: then once more.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_manifest`, and what `read` raises.
+    """
+    for _ in range(_READS):
+        before = _stamp(path)
+        try:
+            loaded = read(path, load_manifest(path, task))
+        except (OSError, ValueError):
+            if before == _stamp(path):
+                raise
+        else:
+            if before == _stamp(path):
+                return loaded
+    raise ValueError(f"{path} was replaced {_READS} times while it was read. Load it when nothing saves there.")
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Tells one version of a saved pipeline from the next."""
+    try:
+        status = (path / MANIFEST).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

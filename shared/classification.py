@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shared import classification_metrics
-from shared.data import Examples, Source
+from shared.examples import Examples, Source
 from shared.pipeline import Metrics
 from shared.vocabulary import Vocabulary
 

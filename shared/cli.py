@@ -35,6 +35,7 @@ _USER_ERRORS = (
     FloatingPointError,
     ImportError,
 )
+_DOMAINS = ("vision", "nlp", "recsys")
 _NOT_GIVEN = object()
 
 
@@ -46,16 +47,24 @@ class ReaderOption:
     help: str
 
 
+@dataclass(frozen=True)
+class AnswerOption:
+    """A whole-number keyword of a pipeline's `predict`, which becomes a flag; handed on where it is given."""
+
+    name: str
+    help: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskCommand:
     """One task's command line.
 
-    `pipeline` and `config` are "module:name" and imported when they are needed. `read(path, split)` gives the
-    examples at `path`; `split` is "train" or "test", and `reader_options` name its keywords. `common` names the
-    config fields that `train --help` shows; `--help-all` shows every one. `details` turns an evaluation's details
-    into lines to print, and may write pictures into the directory that it is given. `inputs` turns the inputs of
-    `predict` as they were typed into what the pipeline takes; `baseline(train, validation)` is a line about a
-    simple model, printed beside the result.
+    `pipeline` and `config` are "module:name" and imported when they are needed. `read(path, split, max_bad_share=...)`
+    gives the examples at `path`; `split` is "train" or "test", and `reader_options` name its other keywords. `common`
+    names the config fields that `train --help` shows; `--help-all` shows every one. `details` turns an evaluation's
+    details into lines to print, and may write pictures into the directory that it is given. `inputs` turns the inputs
+    of `predict` as they were typed into what the pipeline takes, and `answer_options` name keywords of it;
+    `baseline(train, validation)` is a line about a simple model, printed beside the result.
     """
 
     name: str
@@ -69,6 +78,7 @@ class TaskCommand:
     inputs_help: str = "an input, such as a file"
     baseline: Callable[[Any, Any], str] | None = None
     reader_options: tuple[ReaderOption, ...] = ()
+    answer_options: tuple[AnswerOption, ...] = ()
 
     def pipeline_class(self) -> Any:
         """The pipeline's class."""
@@ -93,7 +103,8 @@ def main(command: TaskCommand, arguments: Sequence[str] | None = None) -> int:
         parser = _task_parser(command, show_all="--help-all" in given)
         options = parser.parse_args(["--help" if a == "--help-all" else a for a in given])
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-        logging.getLogger("shared.runtime").setLevel(logging.INFO)
+        for name in ("shared.runtime", *_DOMAINS):
+            logging.getLogger(name).setLevel(logging.INFO)
         runtime = config_from_flags(RuntimeConfig, options)
         runtime.prepare_environment()
         _VERBS[options.verb](command, options, runtime)
@@ -116,8 +127,9 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
     output = Path(options.output)
     check_target(output)
     training = config_from_flags(TrainingConfig, options)
-    train = _read(command, options, options.train, "train")
-    validation = None if options.validation is None else _read(command, options, options.validation, "test")
+    share = training.max_bad_share
+    train = _read(command, options, options.train, "train", share)
+    validation = None if options.validation is None else _read(command, options, options.validation, "test", share)
     runtime.apply()
     pipeline = _new_pipeline(command, options)
     checkpoint = output.with_name(output.name + ".checkpoint")
@@ -130,7 +142,7 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
         log=output.with_name(output.name + ".log.jsonl"),
     )
     if validation is not None:
-        print(f"validation  {pipeline.evaluate(validation)}")
+        print(f"validation  {pipeline.evaluate(validation, max_bad_share=share)}")
         if command.baseline is not None:
             print(f"baseline    {command.baseline(train, validation)}")
     pipeline.save(output)
@@ -138,9 +150,14 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
     print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
 
 
-def _read(command: TaskCommand, options: argparse.Namespace, path: str, split: str) -> Any:
-    values = {option.name: getattr(options, f"reader.{option.name}") for option in command.reader_options}
-    return command.read(Path(path), split, **{name: value for name, value in values.items() if value is not None})
+def _read(command: TaskCommand, options: argparse.Namespace, path: str, split: str, max_bad_share: float) -> Any:
+    given = _given(options, "reader", command.reader_options)
+    return command.read(Path(path), split, max_bad_share=max_bad_share, **given)
+
+
+def _given(options: argparse.Namespace, kind: str, names: Sequence[ReaderOption | AnswerOption]) -> dict[str, Any]:
+    values = {option.name: getattr(options, f"{kind}.{option.name}") for option in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _new_pipeline(command: TaskCommand, options: argparse.Namespace) -> Pipeline:
@@ -159,9 +176,10 @@ def _new_pipeline(command: TaskCommand, options: argparse.Namespace) -> Pipeline
 
 
 def _evaluate(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
-    data = _read(command, options, options.data, "test")
+    share = options.max_bad_share
+    data = _read(command, options, options.data, "test", share)
     runtime.apply()
-    metrics = command.pipeline_class().load(options.model).evaluate(data)
+    metrics = command.pipeline_class().load(options.model).evaluate(data, max_bad_share=share)
     pictures = None if options.pictures is None else Path(options.pictures)
     for line in command.details(metrics, pictures) if command.details else ():
         print(line)
@@ -178,6 +196,7 @@ def _predict(command: TaskCommand, options: argparse.Namespace, runtime: Runtime
     pipeline_class = command.pipeline_class()
     load = pipeline_class.load if options.preset is None else pipeline_class.from_preset
     pipeline = load(options.model or options.preset)
+    asked = _given(options, "answer", command.answer_options)
     with contextlib.ExitStack() as stack:
         stream = sys.stdout
         if options.output is not None:
@@ -185,7 +204,7 @@ def _predict(command: TaskCommand, options: argparse.Namespace, runtime: Runtime
         # In portions, so that many inputs need no more memory than a few.
         inputs = iter(command.inputs(options.inputs))
         while portion := list(itertools.islice(inputs, _PREDICT_PORTION)):
-            for source, answer in zip(portion, pipeline.predict(portion), strict=True):
+            for source, answer in zip(portion, pipeline.predict(portion, **asked), strict=True):
                 stream.write(json.dumps({"input": source, **answer.to_dict()}, ensure_ascii=False) + "\n")
 
 
@@ -238,12 +257,20 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
     evaluate.add_argument("--data", required=True, metavar="PATH", help="examples")
     evaluate.add_argument("--json", metavar="FILE", help="write the metrics there too")
     for verb in (train, evaluate):
-        _add_reader_options(verb, command.reader_options)
+        _add_options(verb, "reader", command.reader_options)
+    evaluate.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="share of unreadable examples that is tolerated (default: 0.01)",
+    )
     evaluate.add_argument("--pictures", metavar="DIR", help="write pictures (confusion matrix) there")
     predict = add_verb("predict", "answers for inputs, as JSON lines")
     predict.add_argument("--model", metavar="DIR", help="a saved pipeline")
     predict.add_argument("--preset", metavar="REF", help="a preset with a head, instead of a saved pipeline")
     predict.add_argument("--output", metavar="FILE", help="write there instead of to stdout")
+    _add_options(predict, "answer", command.answer_options)
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help=command.inputs_help)
     export = add_verb("export", "write a form that runs without Triptych")
     export.add_argument("--model", required=True, metavar="DIR", help="a saved pipeline")
@@ -254,10 +281,11 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
     return parser
 
 
-def _add_reader_options(parser: argparse.ArgumentParser, reader_options: Sequence[ReaderOption]) -> None:
-    for option in reader_options:
+def _add_options(parser: argparse.ArgumentParser, kind: str, options: Sequence[ReaderOption | AnswerOption]) -> None:
+    for option in options:
+        parsing: dict[str, Any] = {"metavar": "TEXT"} if kind == "reader" else {"metavar": "N", "type": int}
         flag = "--" + option.name.replace("_", "-")
-        parser.add_argument(flag, dest=f"reader.{option.name}", metavar="TEXT", help=option.help.replace("%", "%%"))
+        parser.add_argument(flag, dest=f"{kind}.{option.name}", help=option.help.replace("%", "%%"), **parsing)
 
 
 def _verb_adder(verbs: Any) -> Callable[[str, str], argparse.ArgumentParser]:
@@ -401,7 +429,7 @@ def _is_ours(error: BaseException) -> bool:
     while last is not None and last.tb_next is not None:
         last = last.tb_next
     module = "" if last is None else str(last.tb_frame.f_globals.get("__name__", ""))
-    return module.split(".")[0] in {"shared", "vision", "nlp", "recsys", "scripts", "__main__"}
+    return module.split(".")[0] in {"shared", *_DOMAINS, "scripts", "__main__"}
 
 
 def _resume_command(arguments: list[str]) -> list[str]:

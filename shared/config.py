@@ -97,7 +97,7 @@ def field_types(config_class: type[Config]) -> dict[str, Any]:
 def _fits(value: Any, annotation: Any) -> bool:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return value in arguments
+        return any(value == choice and type(value) is type(choice) for choice in arguments)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, argument) for argument in arguments)
     if origin is tuple:

@@ -20,13 +20,12 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import tensorflow as tf
+from shared.examples import BadExampleError, BadRecord, Examples, StreamedExamples, as_source
 
 logger = logging.getLogger(__name__)
 
@@ -36,157 +35,7 @@ Arrays: TypeAlias = dict[str, np.ndarray]
 _SHUFFLE_BUFFER = 4096
 # Batches whose examples are sorted by length together; a wider window pads less and shuffles less.
 _BUCKET_WINDOW = 64
-# Examples by which two readings of a dataset are compared; they are read twice more, once.
-_COMPARED = 16
 _BATCH_STREAM, _ORDER_STREAM = 1 << 62, 1 << 63
-
-
-class BadExampleError(ValueError):
-    """An example that cannot be read; the input pipeline skips, counts and reports it."""
-
-
-@dataclass(frozen=True)
-class BadRecord:
-    """A record that was skipped: `where` (file, and line where there is one) and `reason`."""
-
-    where: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Raw examples with random access: what readers return.
-
-    `inputs` and `targets` are sequences of equal length (lists, arrays, or anything with `len` and `[i]`);
-    `bad_records` are those that the reader left out.
-    """
-
-    inputs: Sequence[Any] | np.ndarray
-    targets: Sequence[Any] | np.ndarray
-    bad_records: tuple[BadRecord, ...] = ()
-
-    def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.targets):
-            raise ValueError(
-                f"`inputs` and `targets` must have equal lengths; received {len(self.inputs)} inputs and "
-                f"{len(self.targets)} targets."
-            )
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self.inputs[index], self.targets[index]
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> Examples:
-        """The examples at `indices`, in that order."""
-        return Examples([self.inputs[i] for i in indices], [self.targets[i] for i in indices], self.bad_records)
-
-
-@dataclass(frozen=True)
-class StreamedExamples:
-    """Examples of an unbatched `tf.data.Dataset` of (input, target), read from the start in each epoch.
-
-    Each reading must give the same examples in the same order: by their places, examples are cached, and those that
-    cannot be read are left out. So the dataset is not to shuffle or vary its examples itself.
-    """
-
-    dataset: tf.data.Dataset
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        for values in self.dataset.as_numpy_iterator():
-            yield _native(values[0]), _native(values[1])
-
-    def require_repeatable(self) -> None:
-        """Compare the first examples of two readings.
-
-        Raises:
-            ValueError: where they differ.
-        """
-        first, second = (list(itertools.islice(self.dataset, _COMPARED)) for _ in range(2))
-        if [_comparable(example) for example in first] != [_comparable(example) for example in second]:
-            raise ValueError(
-                "The dataset gives other examples, or another order, each time that it is read. Remove `.shuffle()` "
-                "and random changes: `fit` shuffles itself, and pipelines augment (TFDS: shuffle_files=False)."
-            )
-
-    def count(self) -> int:
-        """Number of examples; counts by reading where the dataset does not know."""
-        cardinality = int(self.dataset.cardinality())
-        return cardinality if cardinality >= 0 else sum(1 for _ in self.dataset)
-
-
-Source: TypeAlias = Examples | StreamedExamples
-
-
-def as_source(data: Any, *, name: str = "data") -> Source:
-    """`data` as a source of raw examples.
-
-    Args:
-        data: `Examples`, an unbatched `tf.data.Dataset` of (input, target), or a pair (inputs, targets) of sequences.
-        name: what to call it in an error.
-
-    Raises:
-        TypeError: for anything else, and for a dataset whose elements are no pairs.
-        ValueError: where there is no example at all, or a dataset never ends.
-    """
-    source = _to_source(data, name)
-    if isinstance(source, Examples) and not len(source):
-        raise ValueError(f"`{name}` has no examples. Check the path, or what the reader reported as bad records.")
-    return source
-
-
-def _to_source(data: Any, name: str) -> Source:
-    if isinstance(data, Examples | StreamedExamples):
-        return data
-    if hasattr(data, "element_spec"):
-        return _streamed(data, name)
-    if isinstance(data, tuple) and len(data) == 2 and all(hasattr(part, "__len__") for part in data):
-        return Examples(data[0], data[1])
-    raise TypeError(
-        f"`{name}` must be what a reader returns, an unbatched tf.data.Dataset of (input, target), or a pair "
-        f"(inputs, targets); received {type(data).__name__}."
-    )
-
-
-def _streamed(dataset: tf.data.Dataset, name: str) -> StreamedExamples:
-    spec = dataset.element_spec
-    if not (isinstance(spec, tuple) and len(spec) == 2):
-        raise TypeError(
-            f"`{name}` must yield pairs (input, target); its element_spec is {spec}. Map it to pairs first "
-            "(TFDS: as_supervised=True)."
-        )
-    cardinality = int(dataset.cardinality())
-    if cardinality == -1:
-        raise ValueError(f"`{name}` is endless. Remove `.repeat()`: `fit` goes over the examples once an epoch.")
-    if cardinality == 0:
-        raise ValueError(f"`{name}` has no examples.")
-    return StreamedExamples(dataset)
-
-
-def _comparable(example: Any) -> list[Any]:
-    """The tensors of an example as values that `==` compares, NaN included; ragged and sparse ones are left out."""
-    import tensorflow as tf
-
-    tensors = [tensor for tensor in tf.nest.flatten(example) if isinstance(tensor, tf.Tensor)]
-    arrays = [tensor.numpy() for tensor in tensors]
-    return [_plain_value(array) for array in arrays]
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist() if value.dtype.hasobject else value.tobytes()
-    return value.tobytes() if isinstance(value, np.generic) else value
-
-
-def _native(value: Any) -> Any:
-    """Scalars of a dataset as Python numbers; anything else as it is (strings come as bytes)."""
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
-        return value.item()
-    return value
 
 
 def stack(examples: Sequence[Mapping[str, np.ndarray]]) -> Arrays:

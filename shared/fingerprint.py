@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.data import Source, StreamedExamples
+from shared.examples import Source, StreamedExamples
 
 # Examples of a data set whose contents are taken, bytes of each, and examples of a dataset.
 _HASHED, _HASHED_BYTES, _FIRST = 256, 1 << 16, 16

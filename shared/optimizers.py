@@ -1,6 +1,6 @@
 """Optimizers and learning-rate schedules, built from a `TrainingConfig`.
 
-The update rules are Keras's own. What is added: one factor per variable on the learning rate (lower rates for lower
+The update rules are Keras's own, Adam's with a faster kernel. What is added: one factor per variable on the learning rate (lower rates for lower
 layers) and decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101) that follows the same factor and
 spares biases, norms and other vectors.
 """
@@ -137,7 +137,29 @@ def _create(config: TrainingConfig, schedule: Schedule | float) -> keras.optimiz
         return _per_variable(keras.optimizers.Adafactor)(schedule, relative_step=False, global_clipnorm=clip)
     if config.optimizer == "lion":
         return _per_variable(keras.optimizers.Lion)(schedule, global_clipnorm=clip)
-    return _per_variable(keras.optimizers.Adam)(schedule, global_clipnorm=clip)
+    return _per_variable(_Adam)(schedule, global_clipnorm=clip)
+
+
+class _Adam(keras.optimizers.Adam):
+    """Keras's Adam, in one pass over memory: TensorFlow's kernel reads and writes each array once."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        if tf.distribute.has_strategy() or variable.dtype != "float32":
+            super().update_step(gradient, variable, learning_rate)
+            return
+        index, step = self._get_variable_index(variable), tf.cast(self.iterations.value, tf.float32) + 1.0
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=tf.pow(tf.constant(self.beta_1, tf.float32), step),
+            beta2_power=tf.pow(tf.constant(self.beta_2, tf.float32), step),
+            lr=tf.cast(learning_rate, tf.float32),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=tf.cast(gradient, tf.float32),
+        )
 
 
 @functools.cache
@@ -158,5 +180,5 @@ def _per_variable(base: type[keras.optimizers.Optimizer]) -> type[keras.optimize
                 self.assign_sub(variable, variable * (rate * self.decays[index]))
             super().update_step(gradient, variable, rate)
 
-    PerVariable.__name__ = base.__name__
+    PerVariable.__name__ = base.__name__.removeprefix("_")
     return PerVariable

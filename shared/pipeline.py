@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
-from shared.artifact import load_manifest, save_artifact
+from shared.artifact import MANIFEST, load_manifest, read_artifact, save_artifact
 from shared.config import Config
+from shared.data import Loading
 from shared.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -154,10 +155,19 @@ class Pipeline(abc.ABC):
         self.provenance |= {"started": started, "training": options.training.to_dict()}
         return self.history
 
-    def evaluate(self, data: Any) -> Metrics:
-        """Metrics of the predictions on `data` (the same kinds as for `fit`)."""
+    def evaluate(self, data: Any, *, max_bad_share: float = 0.01) -> Metrics:
+        """Metrics of the predictions on `data`.
+
+        Args:
+            data: the same kinds as for `fit`.
+            max_bad_share: share of unreadable examples from which on scoring is refused, 0 to 1.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ValueError: for data that cannot be scored, and above the share of bad examples.
+        """
         self._require_fitted("evaluate")
-        self.metrics = self._evaluate(data)
+        self.metrics = self._evaluate(data, Loading(max_bad_share=max_bad_share))
         return self.metrics
 
     @abc.abstractmethod
@@ -180,9 +190,18 @@ class Pipeline(abc.ABC):
             FileNotFoundError: where there is no such directory.
             ValueError: for a damaged directory, another task's, or an unknown schema version.
         """
-        directory = Path(path)
-        manifest = load_manifest(directory, task=cls.task)
-        pipeline = cls._from_directory(directory, cls.config_class.from_dict(manifest["config"]), manifest)
+        return read_artifact(Path(path), cls._loaded, task=cls.task)
+
+    @classmethod
+    def _loaded(cls, directory: Path, manifest: dict[str, Any]) -> Self:
+        config = cls.config_class.from_dict(manifest["config"])
+        try:
+            pipeline = cls._from_directory(directory, config, manifest)
+        except KeyError as error:
+            raise ValueError(
+                f"{directory / MANIFEST} is damaged: it has no {error} where this task needs one. Save the pipeline "
+                "again."
+            ) from error
         if "metrics" in manifest:
             pipeline.metrics = Metrics(manifest["metrics"])
         training = directory / "training.json"
@@ -213,7 +232,7 @@ class Pipeline(abc.ABC):
     def _fit(self, train: Any, validation: Any, options: FitOptions) -> History: ...
 
     @abc.abstractmethod
-    def _evaluate(self, data: Any) -> Metrics: ...
+    def _evaluate(self, data: Any, loading: Loading) -> Metrics: ...
 
     @abc.abstractmethod
     def _manifest(self) -> dict[str, Any]: ...

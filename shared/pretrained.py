@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["triptych", "keras_hub", "timm", "hugging_face", "marian", "keras_applications"]
 
-# Only these are fetched from a hub: configuration, tokenizers, weights without code.
+# Only these are fetched from Hugging Face: configuration, tokenizers, weights without code.
 _SAFE_FILES = ("*.json", "*.safetensors", "*.h5", "*.txt", "*.spm", "*.model", "*.vocab", "assets/**")
 _UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 

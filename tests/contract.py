@@ -204,6 +204,15 @@ class PipelineContract:
         with pytest.raises(ValueError, match="juggling"):
             load_pipeline(tmp_path / "saved")
 
+    def test_a_manifest_without_the_tasks_own_keys_is_refused(self, fitted: Pipeline, tmp_path: Path) -> None:
+        fitted.save(tmp_path / "saved")
+        file = tmp_path / "saved" / "pipeline.json"
+        manifest = json.loads(file.read_text())
+        for key in fitted._manifest().keys() - {"preset"}:
+            file.write_text(json.dumps({name: value for name, value in manifest.items() if name != key}))
+            with pytest.raises(ValueError, match=f"pipeline.json is damaged: it has no '{key}'"):
+                self.pipeline_class.load(tmp_path / "saved")
+
     def test_missing_directory(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="nowhere"):
             self.pipeline_class.load(tmp_path / "nowhere")

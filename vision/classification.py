@@ -17,7 +17,8 @@ import numpy as np
 
 from shared.classification import Classification, ClassLabels, class_names
 from shared.config import Config, option
-from shared.data import Arrays, Examples, InputPipeline, Loading, Source, Stages, as_source
+from shared.data import Arrays, InputPipeline, Loading, Stages
+from shared.examples import Examples, Source, as_source
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
 from shared.vocabulary import Vocabulary
 from vision.augmentation import Augmentation, cutmix, mixup, smallest_useful_side
@@ -219,8 +220,8 @@ class ImageClassifier(Pipeline):
         self._trained = True
         return history
 
-    def _evaluate(self, data: Any) -> Metrics:
-        return self._score(self._evaluation_batches(data, Loading()))
+    def _evaluate(self, data: Any, loading: Loading) -> Metrics:
+        return self._score(self._evaluation_batches(data, loading))
 
     # Images and targets on their way in.
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.data import BadRecord, Examples
+from shared.examples import BadRecord, Examples, existing_directory, existing_file, tolerated
 from vision.images import SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -31,13 +31,16 @@ _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", 
 _IDX_PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
 
 
-def read_images(path: str | Path, *, split: str = "train", label_separator: str | None = None) -> Examples:
+def read_images(
+    path: str | Path, *, split: str = "train", label_separator: str | None = None, max_bad_share: float = 0.01
+) -> Examples:
     """Examples at `path`, whatever its layout: a folder per class, a CSV file, or a directory of IDX files.
 
     Args:
         path: the directory or the CSV file.
         split: "train" or "test", for IDX directories, which hold both.
         label_separator: what separates several labels in a CSV field.
+        max_bad_share: share of unusable records above which a folder or a CSV file is refused.
 
     Raises:
         FileNotFoundError: where there is nothing at `path`.
@@ -45,10 +48,10 @@ def read_images(path: str | Path, *, split: str = "train", label_separator: str 
     """
     path = Path(path)
     if path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
-        return read_image_csv(path, label_separator=label_separator)
+        return read_image_csv(path, label_separator=label_separator, max_bad_share=max_bad_share)
     if path.is_dir() and any("-ubyte" in file.name for file in path.iterdir()):
         return read_idx(path, split=split)
-    return read_image_folder(path)
+    return read_image_folder(path, max_bad_share=max_bad_share)
 
 
 def read_image_folder(path: str | Path, *, max_bad_share: float = 0.01) -> Examples:
@@ -66,7 +69,7 @@ def read_image_folder(path: str | Path, *, max_bad_share: float = 0.01) -> Examp
         ValueError: where there are no class folders but splits or nothing, one of them has no image, or too many
             images are bad.
     """
-    root = _existing(Path(path), directory=True)
+    root = existing_directory(path)
     images: list[str] = []
     labels: list[str] = []
     bad: list[BadRecord] = []
@@ -84,7 +87,7 @@ def read_image_folder(path: str | Path, *, max_bad_share: float = 0.01) -> Examp
                 f"Class folder {folder} has no image that can be used ({', '.join(sorted(SUFFIXES))}). "
                 "Fill or remove it."
             )
-    return _checked(Examples(images, labels, tuple(bad)), root, max_bad_share, "images")
+    return tolerated(Examples(images, labels, tuple(bad)), root, max_bad_share, things="images")
 
 
 def _class_folders(root: Path) -> list[Path]:
@@ -126,7 +129,7 @@ def read_image_csv(
         FileNotFoundError: where there is no such file.
         ValueError: for missing columns, no lines, or too many bad ones; the message names file and line.
     """
-    file = _existing(Path(path), directory=False)
+    file = existing_file(path)
     images: list[str] = []
     targets: list[Any] = []
     bad: list[BadRecord] = []
@@ -139,7 +142,7 @@ def read_image_csv(
         targets.append(label if label_separator is None else _split(label, label_separator))
     if not images and not bad:
         raise ValueError(f"{file} has a header but no lines of data.")
-    return _checked(Examples(images, targets, tuple(bad)), file, max_bad_share, "lines")
+    return tolerated(Examples(images, targets, tuple(bad)), file, max_bad_share, things="lines")
 
 
 def _csv_rows(file: Path, image_column: str | None, label_column: str | None) -> Iterator[tuple[int, str, str]]:
@@ -240,7 +243,7 @@ def _idx_file(root: Path, split: str, kind: str) -> Path:
 
 
 def _read_idx_file(file: Path, magic: int) -> np.ndarray:
-    _existing(file, directory=False)
+    existing_file(file)
     data = file.read_bytes()
     if data[:2] == b"\x1f\x8b":
         try:
@@ -256,21 +259,3 @@ def _read_idx_file(file: Path, magic: int) -> np.ndarray:
     if len(data) != expected:
         raise ValueError(f"{file} has {len(data)} bytes; its header promises {expected} for shape {shape}.")
     return np.frombuffer(data, np.uint8, offset=header.size).reshape(shape)
-
-
-def _existing(path: Path, *, directory: bool) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"There is nothing at {path}. Check the path.")
-    kinds = {True: "a directory", False: "a file"}
-    if path.is_dir() != directory:
-        raise ValueError(f"{path} is {kinds[not directory]}; expected {kinds[directory]}.")
-    return path
-
-
-def _checked(examples: Examples, where: Path, max_bad_share: float, things: str) -> Examples:
-    bad, total = examples.bad_records, len(examples) + len(examples.bad_records)
-    if len(bad) > math.ceil(max_bad_share * total) or (bad and not len(examples)):
-        raise ValueError(f"{where}: {len(bad)} of {total} {things} cannot be used; the first: {bad[0]}.")
-    if bad:
-        logger.warning("%s: %d of %d %s cannot be used, the first: %s", where, len(bad), total, things, bad[0])
-    return examples

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from shared.data import BadExampleError
+from shared.examples import BadExampleError
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import shared.artifact as artifact
-from shared.artifact import MANIFEST, check_target, load_manifest, save_artifact
+from shared.artifact import MANIFEST, check_target, load_manifest, read_artifact, save_artifact
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("model.weights", "labels.vocab.txt", "parts/head")
@@ -403,3 +403,53 @@ def test_what_the_exchange_needs_is_there_where_it_is_tested(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         artifact._exchange(tmp_path / "one", tmp_path / "three")
     shutil.rmtree(tmp_path / "one")
+
+
+# Reading while others save.
+
+
+def test_a_version_that_is_replaced_while_it_is_read_is_read_again(tmp_path):
+    save(tmp_path / "model", "old")
+    seen = []
+
+    def read(directory: Path, manifest: dict[str, Any]) -> str:
+        seen.append(manifest["word"])
+        if len(seen) == 1:
+            save(directory, "new")
+        return manifest["word"] + " " + (directory / NAMES[0]).read_text(encoding="utf-8")[:3]
+
+    assert read_artifact(tmp_path / "model", read, task="toy") == "new new"
+    assert seen == ["old", "new"]
+
+
+def test_an_error_of_a_replaced_version_is_none(tmp_path):
+    save(tmp_path / "model", "old")
+    seen = []
+
+    def read(directory: Path, manifest: dict[str, Any]) -> str:
+        seen.append(manifest["word"])
+        if len(seen) == 1:
+            save(directory, "new")
+            raise ValueError("weights do not fit")
+        return str(manifest["word"])
+
+    assert read_artifact(tmp_path / "model", read) == "new"
+
+
+def test_an_error_of_a_version_that_stays_is_raised_at_once(tmp_path):
+    save(tmp_path / "model")
+    seen = []
+
+    def read(directory: Path, manifest: dict[str, Any]) -> str:
+        seen.append(manifest["word"])
+        raise ValueError("weights do not fit")
+
+    with pytest.raises(ValueError, match="do not fit"):
+        read_artifact(tmp_path / "model", read)
+    assert seen == ["old"]
+
+
+def test_a_directory_that_never_rests_is_an_error(tmp_path):
+    save(tmp_path / "model")
+    with pytest.raises(ValueError, match="replaced 5 times while it was read"):
+        read_artifact(tmp_path / "model", lambda directory, manifest: save(directory, manifest["word"]))

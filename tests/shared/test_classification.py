@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from shared.classification import Classification, ClassLabels, class_names
-from shared.data import Examples
+from shared.examples import Examples
 from shared.vocabulary import Vocabulary
 
 CLASSES = ClassLabels(Vocabulary(("ash", "elm", "oak")))

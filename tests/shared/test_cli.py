@@ -12,8 +12,9 @@ from typing import Literal
 
 import pytest
 
-from shared.cli import TaskCommand, add_flags, config_from_flags, given_flags, main, run_script
+from shared.cli import AnswerOption, TaskCommand, add_flags, config_from_flags, given_flags, main, run_script
 from shared.config import Config, option
+from shared.examples import BadRecord, Examples, tolerated
 from shared.pipeline import History, Metrics, NotFittedError, TrainingInterrupted
 from shared.runtime import RuntimeConfig
 from shared.training_config import TrainingConfig
@@ -43,11 +44,11 @@ class ToyPipeline:
             raise ToyPipeline.trouble
         return History(records=(), best_epoch=None, wall_seconds=0.0, stopped_early=False, bad_records=())
 
-    def evaluate(self, data):
-        return Metrics({"accuracy": 0.75})
+    def evaluate(self, data, *, max_bad_share):
+        return Metrics({"accuracy": 0.75, "share": max_bad_share})
 
-    def predict(self, inputs):
-        return [types.SimpleNamespace(to_dict=lambda item=item: {"length": len(item)}) for item in inputs]
+    def predict(self, inputs, *, at_most=9):
+        return [types.SimpleNamespace(to_dict=lambda item=item: {"length": min(len(item), at_most)}) for item in inputs]
 
     def save(self, path):
         Path(path).write_text(self.config.to_json())
@@ -55,6 +56,12 @@ class ToyPipeline:
     @classmethod
     def load(cls, path):
         return cls(ToyConfig.from_json(Path(path).read_text()))
+
+
+def read(path, split, *, max_bad_share):
+    text = path.read_text()
+    bad = (BadRecord("line 2", "empty"),) * 2 if "bad" in path.name else ()
+    return tolerated(Examples([text], [0], bad), path, max_bad_share, things="lines")
 
 
 @pytest.fixture
@@ -70,8 +77,9 @@ def toy(monkeypatch):
         description="A toy.",
         pipeline="toy_task:Pipeline",
         config="toy_task:Config",
-        read=lambda path, split: path.read_text(),
+        read=read,
         common=("size", "epochs"),
+        answer_options=(AnswerOption("at_most", "the longest length"),),
     )
 
 
@@ -101,8 +109,22 @@ def test_evaluate_prints_and_writes_metrics(toy, data, tmp_path, capsys):
     ToyPipeline().save(tmp_path / "model")
     result = tmp_path / "metrics.json"
     assert code_of(toy, "evaluate", "--model", tmp_path / "model", "--data", data, "--json", result) == 0
-    assert capsys.readouterr().out.split() == ["accuracy", "0.7500"]
-    assert json.loads(result.read_text()) == {"accuracy": 0.75}
+    assert capsys.readouterr().out.split() == ["accuracy", "0.7500", "share", "0.0100"]
+    assert json.loads(result.read_text()) == {"accuracy": 0.75, "share": 0.01}
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_the_tolerated_share_of_bad_records_reaches_reader_and_scores(toy, data, tmp_path, capsys, verb):
+    ToyPipeline().save(tmp_path / "model")
+    bad = data.rename(tmp_path / "bad.txt")
+    arguments = {
+        "train": ["--train", bad, "--validation", bad, "--output", tmp_path / "out"],
+        "evaluate": ["--model", tmp_path / "model", "--data", bad],
+    }[verb]
+    assert code_of(toy, verb, *arguments) == 2
+    assert "2 of 3 lines cannot be used" in capsys.readouterr().err
+    assert code_of(toy, verb, *arguments, "--max-bad-share", "0.6") == 0
+    assert "0.6000" in capsys.readouterr().out
 
 
 def test_predict_writes_json_lines(toy, tmp_path, capsys):
@@ -112,6 +134,8 @@ def test_predict_writes_json_lines(toy, tmp_path, capsys):
     assert [json.loads(line) for line in lines] == [{"input": "one", "length": 3}, {"input": "three", "length": 5}]
     assert code_of(toy, "predict", "--model", tmp_path / "model", "--output", tmp_path / "answers", "one") == 0
     assert (tmp_path / "answers").read_text() == lines[0] + "\n"
+    assert code_of(toy, "predict", "--model", tmp_path / "model", "--at-most", "4", "three") == 0
+    assert json.loads(capsys.readouterr().out) == {"input": "three", "length": 4}
 
 
 @pytest.mark.parametrize(

@@ -9,22 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from shared.data import (
-    _BUCKET_WINDOW,
-    Arrays,
-    BadExampleError,
-    BadRecord,
-    Examples,
-    InputPipeline,
-    Loading,
-    Stages,
-    StreamedExamples,
-    _Streams,
-    as_source,
-    prefetch,
-    stack,
-)
-from shared.fingerprint import data_fingerprint
+from shared.data import _BUCKET_WINDOW, Arrays, InputPipeline, Loading, Stages, _Streams, prefetch, stack
+from shared.examples import BadExampleError, BadRecord, Examples
 
 COUNT = 41
 
@@ -78,45 +64,6 @@ def assert_equal_batches(actual: list[Arrays], expected: list[Arrays]) -> None:
         assert left.keys() == right.keys()
         for key in left:
             np.testing.assert_array_equal(left[key], right[key], err_msg=key)
-
-
-# Sources.
-
-
-@pytest.mark.parametrize(
-    ("data", "error", "message"),
-    [
-        (([], []), ValueError, "`train` has no examples"),
-        (Examples([], []), ValueError, "`train` has no examples"),
-        (([1], [1, 2]), ValueError, "1 inputs and 2 targets"),
-        (None, TypeError, "received NoneType"),
-        ([1, 2], TypeError, "received list"),
-        (([1], [2], [3]), TypeError, "received tuple"),
-        ((iter([1]), iter([2])), TypeError, "received tuple"),
-        (lambda: dataset(0), ValueError, "`train` has no examples"),
-        (lambda: dataset().repeat(), ValueError, "endless. Remove `.repeat"),
-        (lambda: dataset().map(lambda x, _: x), TypeError, "must yield pairs"),
-        (lambda: dataset().map(lambda x, y: {"x": x, "y": y}), TypeError, "must yield pairs"),
-        (lambda: dataset().map(lambda x, y: (x, y, y)), TypeError, "must yield pairs"),
-    ],
-)
-def test_what_is_no_data_is_refused(data, error, message):
-    with pytest.raises(error, match=message):
-        as_source(data() if callable(data) else data, name="train")
-
-
-def test_examples_by_index():
-    examples = Examples(["a", "b", "c"], [0, 1, 2], (BadRecord("x.txt, line 4", "empty"),))
-    assert (len(examples), examples[1]) == (3, ("b", 1))
-    taken = examples.take([2, 0])
-    assert (list(taken.inputs), list(taken.targets), taken.bad_records) == (["c", "a"], [2, 0], examples.bad_records)
-    assert str(examples.bad_records[0]) == "x.txt, line 4: empty"
-
-
-def test_a_dataset_gives_plain_values_again_and_again():
-    source = as_source(tf.data.Dataset.from_tensor_slices((["a", "b"], [1, 2])))
-    assert isinstance(source, StreamedExamples)
-    assert list(source) == list(source) == [(b"a", 1), (b"b", 2)]
 
 
 @pytest.mark.parametrize("make", [numbers, dataset, dataset_of_unknown_length])
@@ -440,38 +387,3 @@ def test_what_the_reader_left_out_is_reported_but_not_counted():
     assert pipeline.bad_records == (left_out,)
     assert pipeline.num_examples == COUNT
     assert pipeline.state() == {"bad": {}}
-
-
-def test_fingerprint_of_examples_tells_targets_contents_and_files_apart(tmp_path):
-    images = np.random.default_rng(0).integers(0, 255, (1000, 4, 4), np.uint8)
-    (tmp_path / "a.png").write_bytes(b"abc")
-    paths = Examples([tmp_path / "a.png"], ["x"])
-    cases = [
-        Examples(images, ["x"] * 1000),
-        Examples(images, ["x"] * 999 + ["y"]),
-        Examples(images + 1, ["x"] * 1000),
-        Examples(images[:999], ["x"] * 999),
-        Examples(["a text"], ["x"]),
-        Examples([("a", "text")], ["x"]),
-        paths,
-    ]
-    prints = [data_fingerprint(case) for case in cases]
-    assert len(set(prints)) == len(cases)
-    assert prints == [data_fingerprint(case) for case in cases]
-    (tmp_path / "a.png").write_bytes(b"abcd")
-    assert data_fingerprint(paths) != prints[-1]
-
-
-def test_fingerprint_of_a_dataset_is_of_its_first_examples():
-    one, same, other = (
-        data_fingerprint(as_source(tf.data.Dataset.from_tensor_slices((np.arange(30) + n, np.arange(30)))))
-        for n in (0, 0, 1)
-    )
-    assert one == same != other
-
-
-def test_fingerprint_of_many_arrays_is_cheap():
-    examples = Examples(np.zeros((60_000, 28, 28), np.uint8), np.zeros(60_000, np.int64))
-    start = time.monotonic()
-    data_fingerprint(examples)
-    assert time.monotonic() - start < 2

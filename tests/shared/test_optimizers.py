@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from shared.optimizers import Schedule, build_optimizer, build_schedule
 from shared.training_config import TrainingConfig
@@ -125,3 +126,15 @@ def test_adamw_is_adam_with_decoupled_decay():
         reference.apply(gradients, theirs)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_adam_takes_gradients_of_looked_up_rows():
+    config, rows = TrainingConfig(weight_decay=0.0, clip_norm=1.0), tf.constant([2, 0, 2])
+    ours, theirs = (keras.Variable(np.ones((4, 3), np.float32)) for _ in range(2))
+    values = tf.random.stateless_normal((3, 3), seed=(1, 2))
+    build_optimizer(config, [ours], 0.01).apply([tf.IndexedSlices(values, rows, tf.constant([4, 3]))], [ours])
+    dense = tf.math.unsorted_segment_sum(values, rows, 4)
+    build_optimizer(config, [theirs], 0.01).apply([dense], [theirs])
+    np.testing.assert_allclose(ours.numpy()[[0, 2]], theirs.numpy()[[0, 2]], rtol=1e-5)
+    np.testing.assert_array_equal(ours.numpy()[[1, 3]], 1.0)

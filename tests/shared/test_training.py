@@ -19,7 +19,8 @@ import tensorflow as tf
 
 import shared.training as training_module
 from shared.checkpoint import CheckpointDirectory
-from shared.data import Arrays, BadExampleError, InputPipeline, Loading, Stages
+from shared.data import Arrays, InputPipeline, Loading, Stages
+from shared.examples import BadExampleError
 from shared.fingerprint import data_fingerprint
 from shared.optimizers import build_optimizer
 from shared.pipeline import FitOptions, History, Metrics, TrainingInterrupted

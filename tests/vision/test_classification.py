@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from shared import Examples, TrainingConfig
-from shared.data import BadExampleError
+from shared.examples import BadExampleError
 from tests.contract import PipelineContract
 from vision import ImageClassifier, ImageClassifierConfig
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from shared.data import BadExampleError
+from shared.examples import BadExampleError
 from vision.images import decode_image, oriented, read_image_header
 from vision.preprocessing import Preprocessing, decode_and_prepare, prepare_image
 
