@@ -1,8 +1,8 @@
 """Optimizers and learning-rate schedules, built from a `TrainingConfig`.
 
-The update rules are Keras's own, Adam's with a faster kernel. What is added: one factor per variable on the learning rate (lower rates for lower
-layers) and decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101) that follows the same factor and
-spares biases, norms and other vectors.
+The update rules are Keras's own, Adam's with a faster kernel. What is added: one factor per variable on the learning
+rate (lower rates for lower layers) and decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101) that
+follows the same factor and spares biases, norms and other vectors.
 """
 
 from __future__ import annotations

