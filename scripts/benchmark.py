@@ -3,7 +3,8 @@
     python scripts/benchmark.py image-input
     python scripts/benchmark.py image-classification --repeats 7 --json result.json
 
-`image-input` reads photographs from TRIPTYCH_DATA (coco-tiny) where that is there, else pictures drawn on the spot.
+`image-input` reads photographs from TRIPTYCH_DATA (coco-tiny) where that is there, else pictures drawn on the spot; the
+text benchmarks read SST-2 and AG News, else our samples, and need torch and transformers (see nlp_benchmarks.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import nlp_benchmarks
 
 from shared.cli import OneLineParser, run_script
 from shared.runtime import RuntimeConfig
@@ -213,6 +216,11 @@ def _fit_sides() -> dict[str, Callable[[], float]]:
 BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "image-input": image_input,
     "image-classification": image_classification,
+    "text-inference": nlp_benchmarks.text_inference,
+    "text-inference-bfloat16": functools.partial(nlp_benchmarks.text_inference, precision="bfloat16"),
+    "text-single": nlp_benchmarks.text_single,
+    "text-finetune": nlp_benchmarks.text_finetune,
+    "ner-inference": nlp_benchmarks.ner_inference,
 }
 
 
@@ -223,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="counted turns after one to warm up (default: 5)")
     parser.add_argument("--json", type=Path, help="write the JSON there too")
     options = parser.parse_args(arguments)
-    RuntimeConfig().apply()
+    RuntimeConfig(precision="mixed_bfloat16" if "bfloat16" in options.name else "float32").apply()
     result = {
         "benchmark": options.name,
         "command": f"python scripts/benchmark.py {options.name} --repeats {options.repeats}",

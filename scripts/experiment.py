@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +38,15 @@ def settings(config: dict[str, Any], training: dict[str, Any]) -> str:
 
 
 def benchmark_record(name: str, title: str, target: str) -> dict[str, Any]:
-    """A benchmark of `benchmark.py` as results keep it."""
-    from benchmark import BENCHMARKS
-
-    repeats = 7
-    return {"title": title, "target": target, "benchmark": f"{name} --repeats {repeats}", **BENCHMARKS[name](repeats)}
+    """A benchmark of `benchmark.py`, run in a process of its own, as results keep it."""
+    arguments = [name, "--repeats", "7"]
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "result.json")
+        script = str(ROOT / "scripts" / "benchmark.py")
+        subprocess.run([sys.executable, script, *arguments, "--json", str(file)], check=True, stdout=subprocess.DEVNULL)
+        result = json.loads(file.read_text(encoding="utf-8"))
+    measured = {key: value for key, value in result.items() if key not in ("command", "hardware")}
+    return {**measured, "title": title, "target": target, "benchmark": " ".join(arguments)}
 
 
 def peer_process(script: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
