@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from nlp.decoder_checkpoints import DECODERS, PretrainedDecoder, decoder_config
 from nlp.models.encoder import EncoderConfig
 from nlp.models.families import Family, HeadKind, config_values, encoder_config, family_of, head_config, head_values
 from nlp.models.heads import HeadConfig
@@ -64,6 +65,15 @@ class PretrainedText:
     licence: str
     source: str
 
+    def architecture(self, *, per_text: bool) -> dict[str, Any]:
+        """The recipe of the encoder for `nlp.models.network.build_network`."""
+        return {
+            "kind": "transformer",
+            "family": self.family,
+            "encoder": self.config.to_dict(),
+            "per_text": per_text,
+        }
+
     def load_weights(self, encoder: keras.Model, head: keras.Model | None = None) -> None:
         """Put the checkpoint's weights into an encoder built from `config`, and its head into one from `head_config`.
 
@@ -104,7 +114,10 @@ class PretrainedText:
         return True
 
 
-def load_pretrained_text(source: Source) -> PretrainedText:
+Pretrained: TypeAlias = PretrainedText | PretrainedDecoder
+
+
+def load_pretrained_text(source: Source) -> Pretrained:
     """What a resolved reference stands for (`shared.pretrained.resolve` with `nlp.presets.PRESETS`).
 
     Raises:
@@ -117,10 +130,8 @@ def load_pretrained_text(source: Source) -> PretrainedText:
     return read_hugging_face(directory, licence=source.record["licence"], source=source.record["source"])
 
 
-def read_hugging_face(
-    directory: Path | str, *, licence: str | None = None, source: str | None = None
-) -> PretrainedText:
-    """The encoder in a Hugging Face directory, and its head where it has one.
+def read_hugging_face(directory: Path | str, *, licence: str | None = None, source: str | None = None) -> Pretrained:
+    """The encoder or decoder in a Hugging Face directory, and its head where it has one.
 
     Args:
         directory: with config.json, .safetensors weights and tokenizer files.
@@ -136,22 +147,33 @@ def read_hugging_face(
         raise ValueError(f"{directory} is no Hugging Face text encoder; its layout is {layout}.")
     values = read_json(directory / "config.json")
     family = str(values.get("model_type"))
+    head = next((_HEADS[end] for end in _HEADS if _architecture(values).endswith(end)), None)
+    labels = _labels(values) if head else None
+    described: dict[str, Any] = {
+        "family": family,
+        "labels": labels,
+        "kind": _kind(head, values, labels) if head and labels else None,
+        "tokenizer_directory": directory,
+        "licence": licence or _licence(directory),
+        "source": source or directory.name,
+    }
     try:
+        if family in DECODERS:
+            decoder = decoder_config(values)
+            return PretrainedDecoder(
+                **described,
+                config=decoder,
+                head_config=HeadConfig(kind="classification", dropout=0.0) if head == "classification" else None,
+                max_length=_max_length(directory, decoder["max_sequence_length"]),
+            )
         config = encoder_config(family, values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{directory / 'config.json'}: {error}") from error
-    head = next((_HEADS[end] for end in _HEADS if _architecture(values).endswith(end)), None)
-    labels = _labels(values) if head else None
     return PretrainedText(
-        family=family,
+        **described,
         config=config,
         head_config=head_config(family, head, values) if head else None,
-        labels=labels,
-        kind=_kind(head, values, labels) if head and labels else None,
-        tokenizer_directory=directory,
-        max_length=_max_length(directory, config),
-        licence=licence or _licence(directory),
-        source=source or directory.name,
+        max_length=_max_length(directory, config.max_length),
     )
 
 
@@ -210,6 +232,8 @@ def write_network(directory: Path | str, network: TextNetwork, *, labels: Sequen
     """
     architecture = network.architecture
     if architecture["kind"] != "transformer" or architecture.get("crf"):
+        if architecture["kind"] == "decoder":
+            raise ValueError(f"{architecture['family']} networks are read from Hugging Face, not written; use `save`.")
         what = "a conditional random field" if architecture.get("crf") else "a recurrent network"
         raise ValueError(f"Checkpoints of Hugging Face have no {what.removeprefix('a ')}; use `save` for {what}.")
     write_hugging_face(
@@ -259,10 +283,10 @@ def _label_values(labels: Sequence[str], kind: Kind) -> dict[str, Any]:
     return values | ({"problem_type": problem} if problem else {})
 
 
-def _max_length(directory: Path, config: EncoderConfig) -> int:
+def _max_length(directory: Path, max_length: int) -> int:
     file = directory / "tokenizer_config.json"
     limit = read_json(file).get("model_max_length") if file.exists() else None
-    return min(config.max_length, int(limit)) if limit and limit < _NO_LIMIT else config.max_length
+    return min(max_length, int(limit)) if limit and limit < _NO_LIMIT else max_length
 
 
 def _licence(directory: Path) -> str:

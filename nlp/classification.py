@@ -6,7 +6,7 @@ effect before them.
 
 from __future__ import annotations
 
-import itertools
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,21 +17,21 @@ import numpy as np
 
 from nlp.inputs import text_or_pair
 from nlp.metrics import regression_scores
+from nlp.text_model import TextModel, require_room
 from nlp.tokenization import TextTokenizer, Window
 from nlp.windows import flat_windows, num_tokens, run_windows, stack_windows, window_arrays
 from shared.classification import Classification, ClassLabels, class_names
 from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import Examples, Source, as_source
-from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
+from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
 from shared.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from nlp.checkpoints import Kind, PretrainedText
-    from nlp.models.network import TextNetwork
+    from nlp.checkpoints import Kind
     from shared.export import Endpoint, ExportReport
     from shared.training import TrainingTask
     from shared.training_config import TrainingConfig
@@ -45,8 +45,6 @@ _KINDS = ("classification", "multi_label", "regression")
 _CHUNK = 512
 # Texts on which an export is compared with `predict`.
 _SAMPLE_TEXTS = ("A short text.", "Another one, with more words: 1, 2, 3!", "Ünïcödé 🎬")
-# Texts from which a tokenizer is learned.
-_TOKENIZER_SAMPLE = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +115,8 @@ class TextClassifier(Pipeline):
     def __init__(self, config: TextClassifierConfig | None = None) -> None:
         super().__init__(config)
         self.labels: Vocabulary | None = Vocabulary(self.config.labels) if self.config.labels else None
-        self.tokenizer: TextTokenizer | None = None
-        self._network: TextNetwork | None = None
-        self._new_head: dict[str, Any] = {"hidden_activation": "tanh", "dropout": self.config.dropout}
-        self._preset: PretrainedText | None = None
+        new_head = {"hidden_activation": "tanh", "dropout": self.config.dropout}
+        self._text_model = TextModel(per_text=True, seed=self.config.seed, new_head=new_head)
         self._trained = False
         self._predictor: Callable[[Arrays], np.ndarray] | None = None
 
@@ -146,7 +142,7 @@ class TextClassifier(Pipeline):
 
         source = resolve(ref, PRESETS)
         if source.layout == "triptych":
-            return cls._from_saved(cls.load(str(source.directory)), labels, config_fields)
+            return cls._from_saved(cls.load(str(source.directory)), ref, labels, config_fields)
         preset = load_pretrained_text(source)
         keep_head = labels is None and preset.kind in _KINDS
         fields: dict[str, Any] = {
@@ -159,37 +155,24 @@ class TextClassifier(Pipeline):
         elif labels is not None and labels != FROM_DATA:
             fields["labels"] = tuple(labels)
         classifier = cls(TextClassifierConfig.from_dict(fields))
-        if classifier.config.max_length > preset.max_length:
-            raise ValueError(
-                f"{ref} takes at most {preset.max_length} tokens; received `max_length` {classifier.config.max_length}."
-            )
-        classifier._take_preset(preset, keep_head=keep_head)
+        require_room(ref, preset, classifier.config.max_length)
+        classifier._start_from(
+            TextModel.from_checkpoint(preset, per_text=True, keep_head=keep_head, seed=classifier.config.seed),
+            ref,
+            keep_head=keep_head,
+        )
         classifier.provenance = {"preset": {"ref": str(ref), "source": preset.source, "licence": preset.licence}}
         return classifier
 
-    def _take_preset(self, preset: PretrainedText, *, keep_head: bool) -> None:
-        from nlp.models.network import build_network
-
-        self.tokenizer = TextTokenizer.from_directory(preset.tokenizer_directory)
-        architecture: dict[str, Any] = {
-            "kind": "transformer",
-            "family": preset.family,
-            "encoder": preset.config.to_dict(),
-            "per_text": True,
-        }
-        if keep_head:
-            assert preset.head_config is not None
-            assert preset.labels is not None
-            architecture |= {"head": preset.head_config.to_dict(), "num_labels": len(preset.labels)}
-        self._network = build_network(architecture, seed=self.config.seed)
-        preset.load_weights(self._network.encoder, self._network.head)
-        self._trained = keep_head
-        self._preset = preset
-        if not keep_head and self.labels is not None:
-            self._ensure_head()
+    def _start_from(self, text_model: TextModel, ref: str | Path, *, keep_head: bool) -> None:
+        self._text_model, self._trained = text_model, keep_head
+        if not keep_head:
+            logger.info("the head of %s is new: call `fit` before `predict`", ref)
+            if self.labels is not None:
+                text_model.ensure_head(len(self.labels))
 
     @classmethod
-    def _from_saved(cls, saved: Self, labels: Any, config_fields: Mapping[str, Any]) -> Self:
+    def _from_saved(cls, saved: Self, ref: str | Path, labels: Any, config_fields: Mapping[str, Any]) -> Self:
         """A saved classifier as a starting point: with its head, or for other labels without it."""
         config = saved.config.to_dict() | dict(config_fields)
         if labels is None:
@@ -197,24 +180,20 @@ class TextClassifier(Pipeline):
         else:
             config["labels"] = [] if labels == FROM_DATA else list(labels)
         classifier = cls(TextClassifierConfig.from_dict(config))
-        classifier.tokenizer, classifier._network = saved.tokenizer, saved._network
-        classifier._trained = labels is None
-        if labels is not None:
-            assert saved._network is not None
-            classifier._network = saved._network.without_head()
-            classifier._new_head = saved._network.architecture["head"]
-            if classifier.labels is not None:
-                classifier._ensure_head()
+        keep_head = labels is None
+        text_model = saved._text_model if keep_head else saved._text_model.without_head(classifier.config.seed)
+        classifier._start_from(text_model, ref, keep_head=keep_head)
         return classifier
+
+    @property
+    def tokenizer(self) -> TextTokenizer | None:
+        """What cuts texts into tokens; None before `fit`, where it is learned from the training set."""
+        return self._text_model.tokenizer
 
     @property
     def model(self) -> keras.Model:
         """{"token_ids", "segment_ids" (int32), "mask" (bool)}, each (N, T) -> logits (N, number of labels)."""
-        if self._network is None or self._network.model is None:
-            raise NotFittedError(
-                "There is no model yet: its size depends on the labels. Call `fit(train)` first, or give `labels`."
-            )
-        return self._network.model
+        return self._text_model.model
 
     @property
     def is_fitted(self) -> bool:
@@ -250,17 +229,14 @@ class TextClassifier(Pipeline):
         self, train: Any, training: TrainingConfig, *, validate: Callable[[], Metrics] | None = None
     ) -> TrainingTask:
         """What the training loop, and the learning-rate finder, need: model, loss and batches for `train`."""
-        from shared.fine_tuning import rate_factors, set_trainable
+        from shared.fine_tuning import rate_factors
         from shared.training import TrainingTask, run_fingerprint, training_loading
 
         source = as_source(train, name="train")
         if self.labels is None and not self.config.regression:
             self.labels = class_names(source, multi_label=self.config.multi_label)
-        network = self._ensure_network(source)
-
-        def set_head_only(on: bool) -> None:
-            set_trainable(network.encoder, head_only=on, norms=True, first_group=training.freeze_groups)
-
+        self._ensure_model(source)
+        set_head_only = functools.partial(self._text_model.set_head_only, first_group=training.freeze_groups)
         set_head_only(False)
         stages = Stages(encode=self._encode_for_training, collate=self._stacked, length=num_tokens)
         batches = InputPipeline(source, stages, training_loading(training))
@@ -271,7 +247,7 @@ class TextClassifier(Pipeline):
             validate=validate,
             set_head_only=set_head_only,
             varying_shapes=True,
-            rate_factors=rate_factors(self.model, network.encoder, training.layer_decay),
+            rate_factors=rate_factors(self.model, self._text_model.require_network().encoder, training.layer_decay),
             fingerprint={**run_fingerprint(self, batches), "labels": list(self.labels or ())},
         )
 
@@ -292,9 +268,8 @@ class TextClassifier(Pipeline):
     # Texts and targets on their way in.
 
     def _windows(self, text: Any) -> list[Window]:
-        assert self.tokenizer is not None
         first, second = text_or_pair(text)
-        return self.tokenizer.windows(
+        return self._text_model.require_tokenizer().windows(
             first, second, max_length=self.config.max_length, overlap=self.config.window_overlap
         )
 
@@ -405,64 +380,36 @@ class TextClassifier(Pipeline):
 
     # Network and files.
 
-    def _ensure_network(self, source: Source) -> TextNetwork:
-        """Build what `from_preset` or `load` has not built: the tokenizer, the encoder, the head."""
-        from nlp.models.network import build_network, scratch_architecture
-
-        if self.tokenizer is None:
-            inputs = source.inputs if isinstance(source, Examples) else (text for text, _ in source)
-            texts = (part for text in inputs for part in text_or_pair(text) if part)
-            sample = itertools.islice(texts, _TOKENIZER_SAMPLE)
-            self.tokenizer = TextTokenizer.train(sample, self.config.vocab_size, lower_case=self.config.lower_case)
-        if self._network is None:
-            architecture = scratch_architecture(self.config, self.tokenizer.vocab_size, per_text=True)
-            self._network = build_network(architecture, seed=self.config.seed)
-        if self._network.head is None:
-            self._ensure_head()
-            if self.config.regression:
-                self._start_at_mean(source)
-        return self._network
+    def _ensure_model(self, source: Source) -> None:
+        inputs = source.inputs if isinstance(source, Examples) else (text for text, _ in source)
+        self._text_model.ensure_encoder((part for text in inputs for part in text_or_pair(text) if part), self.config)
+        new = self._text_model.ensure_head(1 if self.labels is None else len(self.labels))
+        if new and self.config.regression:
+            self._start_at_mean(source)
 
     def _start_at_mean(self, source: Source) -> None:
         """Let a new head answer with the mean of all targets: small steps would take long to get there from 0."""
-        assert self._network is not None
-        assert self._network.head is not None
         targets = source.targets if isinstance(source, Examples) else (target for _, target in source)
         mean = np.mean([float(self._target(target)) for target in targets])
-        self._network.head.get_layer("logits").bias.assign([mean])
-
-    def _ensure_head(self) -> TextNetwork:
-        assert self._network is not None
-        head = self._new_head if self._preset is None else self._preset.new_head_config("classification").to_dict()
-        num_labels = 1 if self.labels is None else len(self.labels)
-        self._network = self._network.with_new_head(head, num_labels, seed=self.config.seed)
-        if self._preset is not None:
-            assert self._network.head is not None
-            self._preset.load_hidden_layer(self._network.head, "classification")
-        return self._network
+        head = self._text_model.require_network().head
+        assert head is not None
+        head.get_layer("logits").bias.assign([mean])
 
     def _manifest(self) -> dict[str, Any]:
-        assert self._network is not None
-        record = {"architecture": self._network.architecture}
+        record = {"architecture": self._text_model.require_network().architecture}
         return record | {key: self.provenance[key] for key in ("preset",) if key in self.provenance}
 
     def _write(self, directory: Path) -> None:
-        assert self.tokenizer is not None
         if self.labels is not None:
             self.labels.save(directory / "labels.vocab.txt")
-        self.tokenizer.save(directory)
-        self.model.save_weights(directory / "model.weights.h5")
+        self._text_model.write(directory)
 
     @classmethod
     def _from_directory(cls, directory: Path, config: TextClassifierConfig, manifest: Mapping[str, Any]) -> Self:
-        from nlp.models.network import build_network
-
         classifier = cls(config)
         if not config.regression:
             classifier.labels = Vocabulary.load(directory / "labels.vocab.txt")
-        classifier.tokenizer = TextTokenizer.from_directory(directory)
-        classifier._network = build_network(manifest["architecture"], seed=config.seed)
-        classifier.model.load_weights(directory / "model.weights.h5")
+        classifier._text_model.read(directory, manifest["architecture"])
         classifier._trained = True
         return classifier
 
@@ -470,9 +417,9 @@ class TextClassifier(Pipeline):
         from nlp.models.serving import classifier_endpoints
         from shared.export import export_litert, export_onnx, export_saved_model
 
-        assert self._network is not None
         batch, expected = self._exported(_SAMPLE_TEXTS)
-        model, endpoints = classifier_endpoints(self._network, self.config, batch, expected)
+        network = self._text_model.require_network()
+        model, endpoints = classifier_endpoints(network, self.config, batch, expected)
         if format == "litert":
             return export_litert(path, endpoints["serve_tokens"], track=[model])
         if format == "onnx":
@@ -491,9 +438,8 @@ class TextClassifier(Pipeline):
         from nlp.in_graph import in_graph_tokenizer
         from nlp.models.serving import text_endpoints
 
-        assert self.tokenizer is not None
         try:
-            twin = in_graph_tokenizer(self.tokenizer, self.config.max_length)
+            twin = in_graph_tokenizer(self._text_model.require_tokenizer(), self.config.max_length)
         except ValueError as error:
             logger.warning("the export takes tokens only, no strings: %s", error)
             return [], {}
@@ -510,11 +456,6 @@ class TextClassifier(Pipeline):
             NotFittedError: before `fit`.
             ValueError: for a recurrent network, or what the family of the network cannot express.
         """
-        from nlp.checkpoints import write_network
-
         self._require_fitted("save_hugging_face")
-        assert self._network is not None
-        assert self.tokenizer is not None
         labels = [str(name) for name in self.labels or ("LABEL_0",)]
-        write_network(path, self._network, labels=labels, kind=self._kind)
-        self.tokenizer.save(path)
+        self._text_model.write_hugging_face(path, labels, self._kind)

@@ -10,7 +10,8 @@ effect before them.
 
 from __future__ import annotations
 
-import itertools
+import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,29 +31,28 @@ from nlp.tags import (
     tags_of,
     transitions,
 )
+from nlp.text_model import TextModel, require_room
 from nlp.tokenization import TextTokenizer, Window
 from nlp.windows import flat_windows, num_tokens, run_windows, stack_windows, window_arrays
 from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
-from shared.examples import Examples, Source, as_source
-from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
+from shared.examples import Examples, as_source
+from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
 from shared.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from nlp.checkpoints import PretrainedText
-    from nlp.models.network import TextNetwork
     from shared.export import ExportReport
     from shared.training import TrainingTask
     from shared.training_config import TrainingConfig
 
+logger = logging.getLogger(__name__)
+
 FROM_DATA = "from_data"
 # Texts whose windows are in memory together while they are answered.
 _CHUNK = 64
-# Texts from which a tokenizer is learned.
-_TOKENIZER_SAMPLE = 100_000
 # Target of tokens that do not answer for a word.
 _IGNORED = -1
 _SAMPLE_TEXTS = ("Ada Lovelace met Charles Babbage in London.", "Nobody.", "Zoë 🎬 東京")
@@ -142,10 +142,8 @@ class EntityRecognizer(Pipeline):
         self.tags: Vocabulary | None = None
         if self.config.labels:
             self.tags = Vocabulary(tag_names(self.config.labels, self.config.scheme))
-        self.tokenizer: TextTokenizer | None = None
-        self._network: TextNetwork | None = None
-        self._new_head: dict[str, Any] = {"kind": "tokens", "dropout": self.config.dropout}
-        self._preset: PretrainedText | None = None
+        new_head = {"kind": "tokens", "dropout": self.config.dropout}
+        self._text_model = TextModel(per_text=False, seed=self.config.seed, new_head=new_head)
         self._trained = False
         self._predictor: Callable[[Arrays], np.ndarray] | None = None
 
@@ -172,7 +170,7 @@ class EntityRecognizer(Pipeline):
 
         source = resolve(ref, PRESETS)
         if source.layout == "triptych":
-            return cls._from_saved(cls.load(str(source.directory)), labels, config_fields)
+            return cls._from_saved(cls.load(str(source.directory)), ref, labels, config_fields)
         preset = load_pretrained_text(source)
         keep_head = labels is None and preset.kind == "tokens"
         fields: dict[str, Any] = {"max_length": min(EntityRecognizerConfig().max_length, preset.max_length)}
@@ -186,62 +184,48 @@ class EntityRecognizer(Pipeline):
         elif labels is not None and labels != FROM_DATA:
             fields["labels"] = tuple(labels)
         recognizer = cls(EntityRecognizerConfig.from_dict(fields | config_fields))
-        if recognizer.config.max_length > preset.max_length:
-            raise ValueError(
-                f"{ref} takes at most {preset.max_length} tokens; received `max_length` {recognizer.config.max_length}."
-            )
-        recognizer._take_preset(preset, keep_head=keep_head)
+        require_room(ref, preset, recognizer.config.max_length)
+        if keep_head:
+            assert preset.labels is not None
+            recognizer.tags = Vocabulary(preset.labels)
+        recognizer._start_from(
+            TextModel.from_checkpoint(preset, per_text=False, keep_head=keep_head, seed=recognizer.config.seed),
+            ref,
+            keep_head=keep_head,
+        )
         recognizer.provenance = {"preset": {"ref": str(ref), "source": preset.source, "licence": preset.licence}}
         return recognizer
 
-    def _take_preset(self, preset: PretrainedText, *, keep_head: bool) -> None:
-        from nlp.models.network import build_network
-
-        self.tokenizer = TextTokenizer.from_directory(preset.tokenizer_directory)
-        architecture: dict[str, Any] = {
-            "kind": "transformer",
-            "family": preset.family,
-            "encoder": preset.config.to_dict(),
-            "per_text": False,
-        }
-        if keep_head:
-            assert preset.head_config is not None
-            assert preset.labels is not None
-            architecture |= {"head": preset.head_config.to_dict(), "num_labels": len(preset.labels)}
-            self.tags = Vocabulary(preset.labels)
-        self._network = build_network(architecture, seed=self.config.seed)
-        preset.load_weights(self._network.encoder, self._network.head)
-        self._trained = keep_head
-        self._new_head = preset.new_head_config("tokens").to_dict()
-        if not keep_head and self.tags is not None:
-            self._ensure_head()
+    def _start_from(self, text_model: TextModel, ref: str | Path, *, keep_head: bool) -> None:
+        self._text_model, self._trained = text_model, keep_head
+        if not keep_head:
+            logger.info("the head of %s is new: call `fit` before `predict`", ref)
+            if self.tags is not None:
+                text_model.ensure_head(len(self.tags), crf=self.config.crf)
 
     @classmethod
-    def _from_saved(cls, saved: Self, labels: Any, config_fields: Mapping[str, Any]) -> Self:
+    def _from_saved(cls, saved: Self, ref: str | Path, labels: Any, config_fields: Mapping[str, Any]) -> Self:
         """A saved recognizer as a starting point: with its head, or for other types without it."""
         config = saved.config.to_dict() | dict(config_fields)
         if labels is not None:
             config["labels"] = [] if labels == FROM_DATA else list(labels)
         recognizer = cls(EntityRecognizerConfig.from_dict(config))
-        recognizer.tokenizer, recognizer._network = saved.tokenizer, saved._network
-        assert saved._network is not None
-        if labels is None:
-            recognizer.tags, recognizer._trained = saved.tags, True
-        else:
-            recognizer._network = saved._network.without_head()
-            recognizer._new_head = saved._network.architecture["head"]
-            if recognizer.tags is not None:
-                recognizer._ensure_head()
+        keep_head = labels is None
+        if keep_head:
+            recognizer.tags = saved.tags
+        text_model = saved._text_model if keep_head else saved._text_model.without_head(recognizer.config.seed)
+        recognizer._start_from(text_model, ref, keep_head=keep_head)
         return recognizer
+
+    @property
+    def tokenizer(self) -> TextTokenizer | None:
+        """What cuts texts into tokens; None before `fit`, where it is learned from the training set."""
+        return self._text_model.tokenizer
 
     @property
     def model(self) -> keras.Model:
         """{"token_ids", "segment_ids" (int32), "mask" (bool)}, each (N, T) -> logits (N, T, number of tags)."""
-        if self._network is None or self._network.model is None:
-            raise NotFittedError(
-                "There is no model yet: its size depends on the labels. Call `fit(train)` first, or give `labels`."
-            )
-        return self._network.model
+        return self._text_model.model
 
     @property
     def is_fitted(self) -> bool:
@@ -280,17 +264,16 @@ class EntityRecognizer(Pipeline):
         self, train: Any, training: TrainingConfig, *, validate: Callable[[], Metrics] | None = None
     ) -> TrainingTask:
         """What the training loop, and the learning-rate finder, need: model, loss and batches for `train`."""
-        from shared.fine_tuning import rate_factors, set_trainable
+        from shared.fine_tuning import rate_factors
         from shared.training import TrainingTask, run_fingerprint, training_loading
 
         source = as_source(train, name="train")
         if self.tags is None:
             self.tags = Vocabulary(tag_names(types_in(source), self.config.scheme))
-        network = self._ensure_network(source)
-
-        def set_head_only(on: bool) -> None:
-            set_trainable(network.encoder, head_only=on, norms=True, first_group=training.freeze_groups)
-
+        inputs = source.inputs if isinstance(source, Examples) else (text for text, _ in source)
+        self._text_model.ensure_encoder((worded_text(text).original for text in inputs), self.config)
+        self._text_model.ensure_head(len(self.tags), crf=self.config.crf)
+        set_head_only = functools.partial(self._text_model.set_head_only, first_group=training.freeze_groups)
         set_head_only(False)
         scheme = scheme_of(source)
         stages = Stages(
@@ -306,7 +289,7 @@ class EntityRecognizer(Pipeline):
             validate=validate,
             set_head_only=set_head_only,
             varying_shapes=True,
-            rate_factors=rate_factors(self.model, network.encoder, training.layer_decay),
+            rate_factors=rate_factors(self.model, self._text_model.require_network().encoder, training.layer_decay),
             fingerprint={**run_fingerprint(self, batches), "tags": list(self.tags)},
         )
 
@@ -327,8 +310,7 @@ class EntityRecognizer(Pipeline):
     # Texts and targets on their way in.
 
     def _windows(self, text: WordedText) -> list[Window]:
-        assert self.tokenizer is not None
-        return self.tokenizer.windows_of_words(
+        return self._text_model.require_tokenizer().windows_of_words(
             text.words, max_length=self.config.max_length, overlap=self.config.window_overlap
         )
 
@@ -371,8 +353,9 @@ class EntityRecognizer(Pipeline):
     def _loss(self, training: TrainingConfig) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
         from nlp.models.network import tag_loss
 
-        assert self._network is not None
-        return tag_loss(self.model, crf=self._network.crf, label_smoothing=training.label_smoothing)
+        return tag_loss(
+            self.model, crf=self._text_model.require_network().crf, label_smoothing=training.label_smoothing
+        )
 
     def _scoring_batches(self, data: Any, loading: Loading) -> InputPipeline:
         source = as_source(data)
@@ -425,56 +408,28 @@ class EntityRecognizer(Pipeline):
             yield _entities_with_scores([names[tag] for tag in path], chances, words, self.config)
 
     def _chain(self) -> TagChain:
-        assert self._network is not None
         assert self.tags is not None
+        crf = self._text_model.require_network().crf
         allowed = transitions(list(map(str, self.tags)), self.config.scheme) if self.config.constrained else None
-        scores = None if self._network.crf is None else [part.numpy() for part in self._network.crf.scores()]
+        scores = None if crf is None else [part.numpy() for part in crf.scores()]
         return TagChain(len(self.tags), scores, allowed)
 
     # Network and files.
 
-    def _ensure_network(self, source: Source) -> TextNetwork:
-        """Build what `from_preset` or `load` has not built: the tokenizer, the encoder, the head."""
-        from nlp.models.network import build_network, scratch_architecture
-
-        if self.tokenizer is None:
-            inputs = source.inputs if isinstance(source, Examples) else (text for text, _ in source)
-            sample = (worded_text(text).original for text in itertools.islice(inputs, _TOKENIZER_SAMPLE))
-            self.tokenizer = TextTokenizer.train(sample, self.config.vocab_size, lower_case=self.config.lower_case)
-        if self._network is None:
-            architecture = scratch_architecture(self.config, self.tokenizer.vocab_size, per_text=False)
-            self._network = build_network(architecture, seed=self.config.seed)
-        return self._network if self._network.head is not None else self._ensure_head()
-
-    def _ensure_head(self) -> TextNetwork:
-        assert self._network is not None
-        assert self.tags is not None
-        self._network = self._network.with_new_head(
-            self._new_head, len(self.tags), seed=self.config.seed, crf=self.config.crf
-        )
-        return self._network
-
     def _manifest(self) -> dict[str, Any]:
-        assert self._network is not None
-        record = {"architecture": self._network.architecture}
+        record = {"architecture": self._text_model.require_network().architecture}
         return record | {key: self.provenance[key] for key in ("preset",) if key in self.provenance}
 
     def _write(self, directory: Path) -> None:
-        assert self.tokenizer is not None
         assert self.tags is not None
         self.tags.save(directory / "tags.vocab.txt")
-        self.tokenizer.save(directory)
-        self.model.save_weights(directory / "model.weights.h5")
+        self._text_model.write(directory)
 
     @classmethod
     def _from_directory(cls, directory: Path, config: EntityRecognizerConfig, manifest: Mapping[str, Any]) -> Self:
-        from nlp.models.network import build_network
-
         recognizer = cls(config)
         recognizer.tags = Vocabulary.load(directory / "tags.vocab.txt")
-        recognizer.tokenizer = TextTokenizer.from_directory(directory)
-        recognizer._network = build_network(manifest["architecture"], seed=config.seed)
-        recognizer.model.load_weights(directory / "model.weights.h5")
+        recognizer._text_model.read(directory, manifest["architecture"])
         recognizer._trained = True
         return recognizer
 
@@ -483,9 +438,8 @@ class EntityRecognizer(Pipeline):
         from nlp.models.serving import token_endpoint
         from shared.export import export_litert, export_onnx, export_saved_model
 
-        assert self._network is not None
         batch = flat_windows([self._encode(worded_text(text)) for text in _SAMPLE_TEXTS])
-        model, endpoint = token_endpoint(self._network, batch, window_function(self.model)(batch))
+        model, endpoint = token_endpoint(self._text_model.require_network(), batch, window_function(self.model)(batch))
         if format == "litert":
             return export_litert(path, endpoint, track=[model])
         if format == "onnx":
@@ -499,14 +453,9 @@ class EntityRecognizer(Pipeline):
             NotFittedError: before `fit`.
             ValueError: for a recurrent network, a conditional random field, or what the family cannot express.
         """
-        from nlp.checkpoints import write_network
-
         self._require_fitted("save_hugging_face")
-        assert self._network is not None
-        assert self.tokenizer is not None
         assert self.tags is not None
-        write_network(path, self._network, labels=[str(tag) for tag in self.tags], kind="tokens")
-        self.tokenizer.save(path)
+        self._text_model.write_hugging_face(path, [str(tag) for tag in self.tags], "tokens")
 
 
 def _answering(window: Window) -> np.ndarray:

@@ -22,7 +22,7 @@ _TOKENS_PER_BATCH = 2048
 def padded_length(length: int) -> int:
     """The length to which windows of up to `length` tokens are padded: few different ones, and little padding."""
     step = 8 if length <= 64 else 16 if length <= 128 else 32 if length <= 256 else 64
-    return -(-length // step) * step
+    return -(-max(length, 1) // step) * step
 
 
 def window_arrays(windows: Sequence[Window]) -> Arrays:

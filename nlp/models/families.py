@@ -299,7 +299,8 @@ def family_of(model_type: Any) -> Family:
         ValueError: for an unknown one; the message names the known ones.
     """
     if model_type not in FAMILIES:
-        raise ValueError(f"Checkpoints of the families {', '.join(FAMILIES)} can be read; this is {model_type!r}.")
+        known = f"{', '.join(FAMILIES)} can be read, and gpt2 as a text classifier"
+        raise ValueError(f"Checkpoints of the families {known}; this is {model_type!r}.")
     return FAMILIES[model_type]
 
 

@@ -61,8 +61,9 @@ class TextNetwork:
 def build_network(architecture: dict[str, Any], *, seed: int) -> TextNetwork:
     """The network that `architecture` describes, with weights drawn from `seed`.
 
-    `architecture` has `kind` ("transformer" or "recurrent"), `encoder` (the fields of its config), `per_text` (features
-    for each text, not each token), and for a network with a head `head` (fields of a `HeadConfig`) and `num_labels`.
+    `architecture` has `kind` ("transformer", "recurrent" or "decoder"), `encoder` (the fields of its config),
+    `per_text` (features for each text, not each token), and for a network with a head `head` (fields of a `HeadConfig`)
+    and `num_labels`.
     """
     with current_runtime().scope(), seeded(seed):
         encoder = _encoder(architecture)
@@ -73,6 +74,10 @@ def build_network(architecture: dict[str, Any], *, seed: int) -> TextNetwork:
 
 def _encoder(architecture: dict[str, Any]) -> keras.Model:
     per_text = bool(architecture["per_text"])
+    if architecture["kind"] == "decoder":
+        from nlp.models.decoder import build_decoder
+
+        return build_decoder(architecture["family"], architecture["encoder"])
     if architecture["kind"] == "transformer":
         return build_encoder(EncoderConfig.from_dict(architecture["encoder"]), first_token_only=per_text)
     from nlp.models.recurrent import RecurrentConfig, build_recurrent_encoder

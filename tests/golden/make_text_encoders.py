@@ -97,6 +97,17 @@ MINILM_TEXTS = (
 )
 
 
+# Decoders answer for a text with its last token, which transformers finds by the number of the padding.
+DECODER_CASES: tuple[tuple[str, str, dict[str, Any], str], ...] = (
+    (
+        "gpt2",
+        "gpt2",
+        {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "pad_token_id": 0},
+        "SequenceClassification",
+    ),
+)
+
+
 def random_state(shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, np.ndarray]:
     """Weights by name under which activations keep about their size and attention is far from even."""
     rng = np.random.default_rng(seed)
@@ -230,7 +241,7 @@ def main() -> None:
         export(options.export) if options.export else check(options.check)
         return
     values = {}
-    for name, model_type, config, head in CASES:
+    for name, model_type, config, head in (*CASES, *DECODER_CASES):
         values |= {f"{name}.{key}": value for key, value in reference(model_type, config, head).items()}
     np.savez_compressed(HERE / "text_encoders.npz", distance_buckets=reference_buckets(), **values)
     if options.minilm:

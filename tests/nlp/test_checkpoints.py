@@ -203,7 +203,7 @@ def test_weights_and_places_must_match(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("bert", {"model_type": "gpt2"}, "bert, distilbert, .*deberta-v2 can be read; this is 'gpt2'"),
+        ("bert", {"model_type": "xlnet"}, "bert, distilbert, .*deberta-v2 can be read, and gpt2 .*; this is 'xlnet'"),
         ("bert", {"model_type": "deberta"}, "this is 'deberta'"),
         ("bert", {"is_decoder": True}, "is_decoder=True is not supported"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),

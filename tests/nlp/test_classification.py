@@ -131,12 +131,7 @@ def test_long_texts_are_read_in_windows_to_their_end(fitted: TextClassifier) -> 
 def test_predictions_of_windows_are_the_mean_of_their_logits(fitted: TextClassifier) -> None:
     config = fitted.config.replace(max_length=8, window_overlap=0)
     narrow = TextClassifier(config)
-    narrow.labels, narrow.tokenizer, narrow._network, narrow._trained = (
-        fitted.labels,
-        fitted.tokenizer,
-        fitted._network,
-        True,
-    )
+    narrow.labels, narrow._text_model, narrow._trained = fitted.labels, fitted._text_model, True
     words = ["i", "liked", "it", "what", "a", "joy", "i", "hated"]
     assert fitted.tokenizer is not None
     windows = fitted.tokenizer.windows(" ".join(words), max_length=8, overlap=0)
@@ -186,16 +181,22 @@ def test_hugging_face_and_back(fitted: TextClassifier, tmp_path: Path) -> None:
         assert mine.probabilities == pytest.approx(theirs.probabilities, abs=1e-5)
 
 
-def test_other_labels_give_a_new_head_on_the_same_encoder(fitted: TextClassifier, tmp_path: Path) -> None:
+def test_other_labels_give_a_new_head_on_the_same_encoder(
+    fitted: TextClassifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "nlp")
     fitted.save_hugging_face(tmp_path / "exported")
     fitted.save(tmp_path / "saved")
     for start in (tmp_path / "exported", tmp_path / "saved"):
+        TextClassifier.from_preset(start)
+        assert "is new" not in caplog.text
         classifier = TextClassifier.from_preset(start, labels=("awful", "great", "so-so"))
+        assert f"the head of {start} is new: call `fit`" in caplog.text
+        caplog.clear()
         assert not classifier.is_fitted
         assert classifier.model.output_shape == (None, 3)
-        assert classifier._network is not None
-        assert fitted._network is not None
-        own, theirs = (network.encoder.get_weights()[0] for network in (classifier._network, fitted._network))
+        networks = [part._text_model.require_network() for part in (classifier, fitted)]
+        own, theirs = (network.encoder.get_weights()[0] for network in networks)
         np.testing.assert_array_equal(own, theirs)
         with pytest.raises(NotFittedError, match="fit"):
             classifier.predict(["a"])
