@@ -221,7 +221,8 @@ class TextClassifier(Pipeline):
             raise ValueError(f"`top_k` must be at least 1; received {top_k}.")
         answers: list[TextClassification] = []
         for start in range(0, len(inputs), _CHUNK):
-            batch = flat_windows([window_arrays(self._windows(text)) for text in inputs[start : start + _CHUNK]])
+            windows = self._windows_of_batch(inputs[start : start + _CHUNK])
+            batch = flat_windows([window_arrays(rows) for rows in windows])
             answers += self._answers(batch, top_k, batch_size)
         return answers
 
@@ -271,6 +272,14 @@ class TextClassifier(Pipeline):
         first, second = text_or_pair(text)
         return self._text_model.require_tokenizer().windows(
             first, second, max_length=self.config.max_length, overlap=self.config.window_overlap
+        )
+
+    def _windows_of_batch(self, texts: Sequence[Any]) -> list[list[Window]]:
+        parts = [text_or_pair(text) for text in texts]
+        if any(pair is not None for _, pair in parts):
+            return [self._windows(text) for text in texts]
+        return self._text_model.require_tokenizer().windows_of_batch(
+            [text for text, _ in parts], max_length=self.config.max_length, overlap=self.config.window_overlap
         )
 
     def _encode_for_training(self, text: Any, target: Any) -> Arrays:

@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 FROM_DATA = "from_data"
 # Texts whose windows are in memory together while they are answered.
-_CHUNK = 64
+_CHUNK = 256
 # Target of tokens that do not answer for a word.
 _IGNORED = -1
 _SAMPLE_TEXTS = ("Ada Lovelace met Charles Babbage in London.", "Nobody.", "Zoë 🎬 東京")

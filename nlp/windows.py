@@ -17,11 +17,13 @@ from shared.data import Arrays
 _FILL = {"targets": -1, "word_ids": -1}
 # Tokens, padding included, that go through a model at once when no gradients are kept.
 _TOKENS_PER_BATCH = 2048
+# A batch ends before a window of less than this share of its longest, once it has so many rows.
+_LEAST_FILL, _FEWEST_ROWS = 0.8, 8
 
 
 def padded_length(length: int) -> int:
     """The length to which windows of up to `length` tokens are padded: few different ones, and little padding."""
-    step = 8 if length <= 64 else 16 if length <= 128 else 32 if length <= 256 else 64
+    step = 4 if length <= 32 else 8 if length <= 128 else 16 if length <= 256 else 64
     return -(-max(length, 1) // step) * step
 
 
@@ -70,17 +72,18 @@ def flat_windows(examples: Sequence[Arrays]) -> Arrays:
 
     `num_windows` (B,) says how many of the N belong to each example.
     """
-    length = max(example["mask"].shape[1] for example in examples)
-    batch: Arrays = {"num_windows": np.asarray([len(example["mask"]) for example in examples], np.int32)}
+    counts = np.asarray([len(example["mask"]) for example in examples], np.int32)
+    shape = (int(counts.sum()), max(example["mask"].shape[1] for example in examples))
+    starts = (np.cumsum(counts) - counts).tolist()
+    batch: Arrays = {"num_windows": counts}
     for key in examples[0]:
         parts = [example[key] for example in examples]
         if parts[0].ndim < 2:
             batch[key] = np.stack(parts)
-        else:
-            fill = _FILL.get(key, 0)
-            spare = [((0, 0), (0, length - part.shape[1])) for part in parts]
-            padded = [np.pad(part, room, constant_values=fill) for part, room in zip(parts, spare, strict=True)]
-            batch[key] = np.concatenate(padded)
+            continue
+        batch[key] = np.full(shape, _FILL.get(key, 0), parts[0].dtype)
+        for start, part in zip(starts, parts, strict=True):
+            batch[key][start : start + len(part), : part.shape[1]] = part
     return batch
 
 
@@ -119,5 +122,8 @@ def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     while order:
         width = padded_length(lengths[order[0]])
         size = max(1, min(batch_size, _TOKENS_PER_BATCH // width))
+        # Much shorter ones would be padded to the longest: better a batch of their own.
+        near = next((i for i, row in enumerate(order) if lengths[row] < _LEAST_FILL * lengths[order[0]]), len(order))
+        size = min(size, max(near, _FEWEST_ROWS))
         yield order[:size]
         order = order[size:]

@@ -19,7 +19,7 @@ def test_padded_lengths_are_few_and_near(length):
     padded = padded_length(length)
     assert length <= padded <= max(8, length * 1.25 + 8)
     assert padded_length(padded) == padded
-    assert len({padded_length(n) for n in range(1, 513)}) <= 20
+    assert len({padded_length(n) for n in range(1, 513)}) <= 32
 
 
 def test_window_arrays_hold_every_window():
@@ -59,8 +59,22 @@ def test_windows_run_in_order_whatever_their_lengths(batch_size):
 
     results = run_windows(sums, batch, limit=16, batch_size=batch_size)
     assert results == (batch["token_ids"] * batch["mask"]).sum(axis=1).tolist()
-    assert all(rows <= batch_size and width in (8, 16) for rows, width in shapes)
+    assert all(rows <= batch_size and width in (4, 8, 16) for rows, width in shapes)
     assert [width for _, width in shapes] == sorted((width for _, width in shapes), reverse=True)
+
+
+def test_a_batch_ends_before_windows_that_would_mostly_be_padding():
+    lengths = [40] * 10 + [39] * 2 + [10] * 30
+    mask = np.arange(40) < np.array(lengths)[:, None]
+    shapes = []
+
+    def count(part):
+        shapes.append(part["mask"].shape)
+        return part["mask"].sum(axis=1)
+
+    ids = np.ones(mask.shape, np.int32)
+    run_windows(count, {"token_ids": ids, "segment_ids": ids, "mask": mask}, limit=64, batch_size=32)
+    assert shapes == [(12, 40), (30, 12)]
 
 
 def test_memory_is_bounded_by_tokens_not_by_windows():
