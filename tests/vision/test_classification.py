@@ -85,7 +85,10 @@ def test_predict_takes_paths_bytes_and_arrays_alike(fitted: ImageClassifier, tmp
     path = tmp_path / "disc.png"
     path.write_bytes(encoded)
     answers = fitted.predict([str(path), path, encoded, image])
-    assert all(answer == answers[0] for answer in answers)
+    for answer in answers:
+        assert answer.labels == answers[0].labels
+        # Equal pixels; how a batch is shared among threads may show in the last bit.
+        np.testing.assert_allclose(answer.probabilities, answers[0].probabilities, atol=1e-6)
 
 
 def test_top_k(fitted: ImageClassifier) -> None:
