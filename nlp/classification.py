@@ -25,6 +25,7 @@ from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import Examples, Source, as_source
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
+from shared.runtime import current_runtime
 from shared.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -362,7 +363,14 @@ class TextClassifier(Pipeline):
 
         if self._predictor is None:
             self._predictor = window_function(self.model)
-        rows = np.stack(run_windows(self._predictor, batch, limit=self.config.max_length, batch_size=batch_size))
+        outputs = run_windows(
+            self._predictor,
+            batch,
+            limit=self.config.max_length,
+            batch_size=batch_size,
+            few_lengths=current_runtime().few_shapes,
+        )
+        rows = np.stack(outputs)
         first = np.cumsum(batch["num_windows"]) - batch["num_windows"]
         if self.config.window_pooling == "max":
             return np.maximum.reduceat(rows, first)

@@ -38,6 +38,7 @@ from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import Examples, as_source
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
+from shared.runtime import current_runtime
 from shared.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -399,7 +400,13 @@ class EntityRecognizer(Pipeline):
         assert self.tags is not None
         if self._predictor is None:
             self._predictor = window_function(self.model)
-        outputs = run_windows(self._predictor, batch, limit=self.config.max_length, batch_size=batch_size)
+        outputs = run_windows(
+            self._predictor,
+            batch,
+            limit=self.config.max_length,
+            batch_size=batch_size,
+            few_lengths=current_runtime().few_shapes,
+        )
         names = [str(tag) for tag in self.tags]
         ends = np.cumsum(batch["num_windows"]).tolist()
         for first, last in zip([0, *ends], ends, strict=False):

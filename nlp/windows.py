@@ -88,7 +88,12 @@ def flat_windows(examples: Sequence[Arrays]) -> Arrays:
 
 
 def run_windows(
-    function: Callable[[Arrays], np.ndarray], arrays: Arrays, *, limit: int, batch_size: int = 32
+    function: Callable[[Arrays], np.ndarray],
+    arrays: Arrays,
+    *,
+    limit: int,
+    batch_size: int = 32,
+    few_lengths: bool = True,
 ) -> list[np.ndarray]:
     """What `function` gives for each window, in order.
 
@@ -100,11 +105,14 @@ def run_windows(
         arrays: the same three for all windows, (N, T).
         limit: the most tokens that the model takes.
         batch_size: windows that go through the model together.
+        few_lengths: pad to the few lengths of `padded_length`, for what compiles anew for each; without it batches
+            are as long as their longest window.
     """
     lengths = arrays["mask"].sum(axis=1)
     results: list[Any] = [None] * len(lengths)
     for rows in _batches(lengths.tolist(), batch_size):
-        width = min(limit, padded_length(int(lengths[rows[0]])))
+        longest = max(1, int(lengths[rows[0]]))
+        width = min(limit, padded_length(longest)) if few_lengths else longest
         batch = {key: _with_width(arrays[key][rows], width) for key in ("token_ids", "segment_ids", "mask")}
         for row, output in zip(rows, function(batch), strict=True):
             results[row] = output

@@ -107,6 +107,13 @@ class Runtime:
         """Devices that train together."""
         return 1 if self.strategy is None else int(self.strategy.num_replicas_in_sync)
 
+    @property
+    def few_shapes(self) -> bool:
+        """Whether a new shape costs time: XLA compiles for each, and libraries for GPUs choose kernels for each."""
+        import tensorflow as tf
+
+        return self.xla or bool(tf.config.list_logical_devices("GPU"))
+
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:

@@ -193,9 +193,11 @@ def window_function(
         return logits if outputs is None else outputs(logits)
 
     compiled = tf.function(forward, input_signature=signature, autograph=False, jit_compile=current_runtime().xla)
+    # Its one trace, called without a search for it: a millisecond less for each call.
+    trace = compiled.get_concrete_function()
 
     def run(batch: Arrays) -> np.ndarray:
-        result: np.ndarray = compiled(*(tf.convert_to_tensor(batch[key]) for key in INPUT_NAMES)).numpy()
+        result: np.ndarray = trace(*(tf.convert_to_tensor(batch[key]) for key in INPUT_NAMES)).numpy()
         return result
 
     return run

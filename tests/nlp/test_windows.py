@@ -77,6 +77,20 @@ def test_a_batch_ends_before_windows_that_would_mostly_be_padding():
     assert shapes == [(12, 40), (30, 12)]
 
 
+def test_where_any_length_will_do_nothing_is_padded_to_one_of_few():
+    batch = flat_windows([arrays(n) for n in (5, 13, 1)])
+    shapes = []
+
+    def sums(part):
+        shapes.append(part["mask"].shape)
+        return (part["token_ids"] * part["mask"]).sum(axis=1)
+
+    assert (
+        run_windows(sums, batch, limit=16, batch_size=1, few_lengths=False) == batch["token_ids"].sum(axis=1).tolist()
+    )
+    assert shapes == [(1, 15), (1, 7), (1, 3)]
+
+
 def test_memory_is_bounded_by_tokens_not_by_windows():
     ones = np.ones((100, 512), np.int32)
     widest = []
