@@ -76,7 +76,8 @@ def text_single(repeats: int) -> dict[str, Any]:
             "triptych predict": lambda: _rate(ours, len(given)),
             "PyTorch, tokenizer and model": lambda: len(given) / peer("single_texts"),
         }
-        return _compared(sides, repeats, "texts/s", "the 100 shortest, one call each; float32", "triptych predict")
+        what = "the 100 shortest, one call each; float32, oneDNN off"
+        return _compared(sides, repeats, "texts/s", what, "triptych predict")
 
 
 def text_finetune(repeats: int) -> dict[str, Any]:
