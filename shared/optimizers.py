@@ -23,12 +23,13 @@ _ONE_CYCLE_START = 1 / 25
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Learning rate by step: warm-up, then a cosine, linear or constant course, or one cycle.
+    """Learning rate by step: warm-up, then a cosine, linear or constant course, one cycle, or an inverse square root.
 
     Warm-up rises linearly from 0 over `warmup_steps`, and again from `second_start`, where more variables join: their
     moments in Adam start from nothing while its bias correction has long ended, so first steps would be too large.
-    `one_cycle` rises by half a cosine from 1/25 of the peak and falls by the other half. All end at
-    `final_rate * peak` in step `total_steps`, except `constant`.
+    `one_cycle` rises by half a cosine from 1/25 of the peak and falls by the other half. `inverse_sqrt` falls as
+    1 / sqrt(step), from the peak at the end of warm-up (Vaswani et al. 2017, arXiv:1706.03762, equation 3). All end at
+    `final_rate * peak` in step `total_steps`, except it and `constant`.
     """
 
     def __init__(
@@ -55,6 +56,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         step = ops.cast(step, "float32") + 1.0
         since_start = ops.where(step > self.second_start, step - self.second_start, step)
         rise = ops.minimum(1.0, since_start / max(1.0, float(self.warmup_steps)))
+        if self.name == "inverse_sqrt":
+            first = max(1.0, float(self.warmup_steps))
+            return self.peak * rise * ops.sqrt(first / ops.maximum(step, first))
         left = max(1, self.total_steps - self.warmup_steps)
         progress = ops.clip((step - self.warmup_steps) / left, 0.0, 1.0)
         return self.peak * self._rise(rise) * self._fall(progress)

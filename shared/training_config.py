@@ -8,7 +8,7 @@ from typing import Literal
 from shared.config import Config, option
 
 OptimizerName = Literal["adamw", "sgd", "adafactor", "lion"]
-ScheduleName = Literal["cosine", "linear", "constant", "one_cycle"]
+ScheduleName = Literal["cosine", "linear", "constant", "one_cycle", "inverse_sqrt"]
 
 
 @dataclass(frozen=True, kw_only=True)

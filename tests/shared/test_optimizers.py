@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import keras
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from shared.optimizers import Schedule, build_optimizer, build_schedule
-from shared.training_config import TrainingConfig
+from shared.training_config import ScheduleName, TrainingConfig
 
 
 def rates(name, *, total=10, warmup=0, final=0.0, second_start=0):
@@ -36,13 +37,17 @@ def rates(name, *, total=10, warmup=0, final=0.0, second_start=0):
         ("one_cycle", {"warmup": 5}, 4, 2.0),
         ("one_cycle", {"warmup": 5}, 9, 0.0),
         ("one_cycle", {"warmup": 2}, 0, 2.0 * (1 / 25 + 24 / 25 / 2)),
+        ("inverse_sqrt", {"warmup": 4}, 1, 1.0),
+        ("inverse_sqrt", {"warmup": 4}, 3, 2.0),
+        ("inverse_sqrt", {"warmup": 2}, 7, 1.0),
+        ("inverse_sqrt", {}, 3, 1.0),
     ],
 )
 def test_schedules_at_known_steps(name, options, step, expected):
     assert rates(name, **options)[step] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "one_cycle"])
+@pytest.mark.parametrize("name", get_args(ScheduleName))
 def test_the_first_step_does_something(name):
     for warmup in (0, 3):
         assert rates(name, warmup=warmup)[0] > 0
