@@ -35,6 +35,8 @@ Arrays: TypeAlias = dict[str, np.ndarray]
 _SHUFFLE_BUFFER = 4096
 # Batches whose examples are sorted by length together; a wider window pads less and shuffles less.
 _BUCKET_WINDOW = 64
+# Tokens of an example, roughly: how many make up the window where batches are measured in tokens.
+_TOKENS_OF_AN_EXAMPLE = 32
 _BATCH_STREAM, _ORDER_STREAM = 1 << 62, 1 << 63
 
 
@@ -71,11 +73,14 @@ def _num_cores() -> int:
 class Loading:
     """How examples are loaded: resources and tolerance, never what the examples mean.
 
-    `cache_bytes` bounds the memory for encoded examples (0: none); those beyond it are encoded anew each epoch.
+    With `batch_tokens` a batch has as many examples as fit into so many tokens, padding included, in place of
+    `batch_size`; one that is longer is a batch of its own. `cache_bytes` bounds the memory for encoded examples
+    (0: none); those beyond it are encoded anew each epoch.
     `max_bad_share` is the share of unreadable examples above which an epoch stops with an error.
     """
 
     batch_size: int = 32
+    batch_tokens: int = 0
     shuffle: bool = False
     seed: int = 0
     drop_remainder: bool = False
@@ -99,10 +104,13 @@ class InputPipeline:
         self.source = as_source(data)
         self.stages = stages
         self.loading = loading or Loading()
+        if self.loading.batch_tokens and stages.length is None:
+            raise ValueError("`batch_tokens` is for examples of different lengths, as texts are. Use `batch_size`.")
         self._bad: dict[int, BadRecord] = {}
         self._cache = _BoundedCache(self.loading.cache_bytes)
         self._streams = _Streams()
         self._num_examples: int | None = None
+        self._num_groups: int | None = None
         self._known_repeatable = False
 
     @property
@@ -126,7 +134,11 @@ class InputPipeline:
 
     @property
     def num_batches(self) -> int:
-        """Batches in an epoch."""
+        """Batches in an epoch; with `batch_tokens` in the first: others, in another order, may have a few more."""
+        if self.loading.batch_tokens:
+            if self._num_groups is None:
+                self._num_groups = sum(1 for _ in self._bucketed(0))
+            return self._num_groups
         batches = self.num_examples / self.loading.batch_size
         if not self.loading.drop_remainder:
             return math.ceil(batches)
@@ -162,12 +174,13 @@ class InputPipeline:
             groups = _chunks(self._encoded(epoch, start_batch * size), size)
             first = start_batch
         else:
-            groups = self._bucketed(epoch, size)
+            groups = self._bucketed(epoch)
             first = 0
         number = first - 1
         for number, group in enumerate(groups, start=first):
             # A set smaller than one batch is one batch: dropping it would leave nothing to train on.
-            dropped = self.loading.drop_remainder and len(group) < size and number > 0
+            short = not self.loading.batch_tokens and len(group) < size
+            dropped = self.loading.drop_remainder and short and number > 0
             if number < start_batch or dropped:
                 continue
             yield self._collated(group, epoch, number)
@@ -180,14 +193,16 @@ class InputPipeline:
             batch = self.stages.augment_batch(batch, self._generator(epoch, _BATCH_STREAM + number))
         return batch
 
-    def _bucketed(self, epoch: int, size: int) -> Iterator[list[Arrays]]:
-        length = self.stages.length
+    def _bucketed(self, epoch: int) -> Iterator[list[Arrays]]:
+        length, size, tokens = self.stages.length, self.loading.batch_size, self.loading.batch_tokens
         assert length is not None
-        for window, examples in enumerate(_chunks(self._encoded(epoch, 0), size * _BUCKET_WINDOW)):
-            groups = list(_chunks(sorted(examples, key=length), size))
+        pool = _BUCKET_WINDOW * max(size, tokens // _TOKENS_OF_AN_EXAMPLE)
+        for window, examples in enumerate(_chunks(self._encoded(epoch, 0), pool)):
+            examples.sort(key=length)
+            groups = list(_within(examples, tokens, length) if tokens else _chunks(examples, size))
             if self.loading.shuffle:
                 # The short last group stays last, so that dropping or padding it concerns one batch only.
-                whole = [group for group in groups if len(group) == size]
+                whole = groups if tokens else [group for group in groups if len(group) == size]
                 order = self._generator(epoch, _ORDER_STREAM + 1 + window).permutation(len(whole))
                 groups = [whole[i] for i in order] + groups[len(whole) :]
             yield from groups
@@ -345,6 +360,18 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
             chunk = []
     if chunk:
         yield chunk
+
+
+def _within(examples: Sequence[Arrays], tokens: int, length: Callable[[Arrays], int]) -> Iterator[list[Arrays]]:
+    """Examples that are sorted by length, as many together as fit into a number of tokens when padded alike."""
+    group: list[Arrays] = []
+    for example in examples:
+        if group and (len(group) + 1) * length(example) > tokens:
+            yield group
+            group = []
+        group.append(example)
+    if group:
+        yield group
 
 
 _END = object()

@@ -71,6 +71,7 @@ def training_loading(training: TrainingConfig) -> Loading:
     """How the examples of a training run are loaded: shuffled, in whole batches, for all replicas together."""
     return Loading(
         batch_size=training.batch_size * current_runtime().num_replicas,
+        batch_tokens=training.batch_tokens * current_runtime().num_replicas,
         shuffle=True,
         seed=training.seed,
         drop_remainder=True,
@@ -292,8 +293,8 @@ class _Run:
         self._set_head_only(self.epoch < self.config.freeze_epochs)
         batches = self.task.batches
         self.epoch_started = time.monotonic()
-        size = self.config.batch_size * current_runtime().num_replicas
-        self.progress.start_epoch(self.epoch + 1, num_examples=batches.num_examples, done=self.batch * size)
+        done = round(batches.num_examples * min(1.0, self.batch / batches.num_batches))
+        self.progress.start_epoch(self.epoch + 1, num_examples=batches.num_examples, done=done)
         groups = _groups(batches.epoch(self.epoch, self.batch), self.config.accumulation_steps)
         with contextlib.closing(groups):
             for group in groups:

@@ -17,6 +17,12 @@ class TrainingConfig(Config):
 
     epochs: int = option(10, "passes over the training set", minimum=1)
     batch_size: int = option(32, "examples per step and replica", minimum=1)
+    batch_tokens: int = option(
+        0,
+        "most tokens per step and replica, padding included, in place of `batch_size`; 0 is off (texts)",
+        minimum=0,
+        unit="tokens",
+    )
     optimizer: OptimizerName = option("adamw", "update rule")
     learning_rate: float = option(1e-3, "highest learning rate of the schedule", minimum=0.0)
     schedule: ScheduleName = option("cosine", "course of the learning rate after warm-up")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -139,6 +140,50 @@ def test_buckets_hold_examples_of_like_length():
     batches = list(InputPipeline(numbers(40), stages, Loading(batch_size=5, shuffle=True)).epoch())
     widths = [batch["x"].shape[1] for batch in batches]  # `stack` refuses unequal lengths
     assert sorted(widths) == list(range(8)) != widths
+
+
+# Batches of so many tokens.
+
+
+def words(count: int = 60) -> tuple[Examples, Stages]:
+    """Examples of 1 to 7 tokens, and one of 30; padded with -1."""
+
+    def encode(x: int, y: Any) -> Arrays:
+        return {"x": np.full(30 if x == 17 else 1 + 5 * x % 7, x)}
+
+    def collate(examples: Sequence[Arrays]) -> Arrays:
+        padded = np.full((len(examples), max(len(example["x"]) for example in examples)), -1)
+        for row, example in zip(padded, examples, strict=True):
+            row[: len(example["x"])] = example["x"]
+        return {"x": padded}
+
+    return numbers(count), Stages(encode=encode, collate=collate, length=lambda arrays: len(arrays["x"]))
+
+
+IN_TOKENS = replace(SHUFFLED, batch_tokens=20, drop_remainder=True)
+
+
+def test_batches_are_filled_up_with_tokens_and_lose_nothing():
+    data, stages = words()
+    pipeline = InputPipeline(data, stages, IN_TOKENS)
+    batches = [batch["x"] for batch in pipeline.epoch()]
+    assert sorted(x for batch in batches for x in set(batch[:, 0])) == list(range(60))
+    assert [batch.shape for batch in batches if batch.size > 20] == [(1, 30)]
+    assert np.mean([batch.size for batch in batches]) > 15
+    assert pipeline.num_batches == len(batches)
+
+
+def test_batches_of_tokens_are_the_same_each_time_and_can_be_entered_in_the_middle():
+    data, stages = words()
+    expected = list(InputPipeline(data, stages, IN_TOKENS).epoch(3))
+    assert_equal_batches(list(InputPipeline(data, stages, replace(IN_TOKENS, num_threads=1)).epoch(3)), expected)
+    assert_equal_batches(list(InputPipeline(data, stages, IN_TOKENS).epoch(3, 4)), expected[4:])
+    assert [b["x"].shape for b in InputPipeline(data, stages, IN_TOKENS).epoch(4)] != [b["x"].shape for b in expected]
+
+
+def test_tokens_are_counted_only_where_examples_have_lengths():
+    with pytest.raises(ValueError, match="Use `batch_size`"):
+        InputPipeline(numbers(), RANDOM, IN_TOKENS)
 
 
 # Entering an epoch in the middle.
