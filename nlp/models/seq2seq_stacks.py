@@ -42,7 +42,7 @@ class DecoderState(NamedTuple):
         ancestors: int32 (B, L, K), the lane in which a lane's past was at each position; -1 where nothing is yet.
         kernels: for each layer those of its three parts as `step_kernel` gives them.
         seen: float32 (B, K, S), how much of the source was looked at so far: sums of the last layer's weights, averaged
-            over heads; None if nobody asked.
+            over heads; (B, K, 0) if nobody asked.
     """
 
     units: tuple[Any, ...]
@@ -50,7 +50,7 @@ class DecoderState(NamedTuple):
     memory_penalty: tf.Tensor
     ancestors: tf.Tensor
     kernels: tuple[tuple[tuple[tf.Tensor, ...], ...], ...]
-    seen: tf.Tensor | None
+    seen: tf.Tensor
 
 
 class Stack(keras.layers.Layer):
@@ -222,7 +222,7 @@ class DecoderStack(Stack):
                 tuple(tuple(step_kernel(layer) for layer in part.part.linears) for part in block)
                 for block in self.blocks
             ),
-            seen=tf.zeros((batch_size, lanes, tf.shape(memory)[1])) if with_seen else None,
+            seen=tf.zeros((batch_size, lanes, tf.shape(memory)[1] if with_seen else 0)),
         )
 
     def step(self, rows: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
@@ -246,14 +246,13 @@ class DecoderStack(Stack):
             )
             x, _ = feed_forward.step(x, lambda x: (feed_forward.part.step(x, kernels[2]), None))  # noqa: B023
             units.append(kept)
-        seen = None if state.seen is None else state.seen + tf.reduce_mean(weights, axis=1)
+        seen = state.seen if state.seen.shape[2] == 0 else state.seen + tf.reduce_mean(weights, axis=1)
         x = normalised(self.final_norm, x) if self.final_norm is not None else x
         return x, state._replace(units=tuple(units), ancestors=ancestors, seen=seen)
 
     def reorder(self, state: DecoderState, parents: tf.Tensor) -> DecoderState:
         """The state in which each lane goes on from another's past, `parents` int32 (B, K)."""
-        if state.seen is not None:
-            state = state._replace(seen=tf.gather(state.seen, parents, batch_dims=1))
+        state = state._replace(seen=tf.gather(state.seen, parents, batch_dims=1))
         if not self.recurrent:
             # Caches stay where they are.
             ancestors = tf.gather(state.ancestors, parents, axis=2, batch_dims=1)
