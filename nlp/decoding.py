@@ -35,9 +35,7 @@ class DecodingConfig(Config):
     length_norm: Literal["power", "wu"] = option(
         "power", "divide by length^alpha, as Marian and transformers do, or by ((5 + length) / 6)^alpha"
     )
-    coverage_penalty: float = option(
-        0.0, "beta: weight of source tokens that were looked at too little", minimum=0.0
-    )
+    coverage_penalty: float = option(0.0, "beta: weight of source tokens that were looked at too little", minimum=0.0)
     stop: Literal["first", "usual", "never"] = option(
         "usual",
         "end a beam search with the first `num_beams` answers; when no beam can improve on them at its present length; "

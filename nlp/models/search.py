@@ -74,7 +74,8 @@ def build_search(model: Any, config: DecodingConfig) -> Callable[..., Any]:
             return _beam_search(model, config, rules, state, mask)
         return _one_by_one(model, config, rules, state, mask, seed)
 
-    return tf.function(search, input_signature=signature, autograph=False)
+    compiled: Callable[..., Any] = tf.function(search, input_signature=signature, autograph=False)
+    return compiled
 
 
 def _rules(config: DecodingConfig, mask: tf.Tensor, prefix: tf.Tensor) -> Rules:
@@ -99,8 +100,8 @@ def _first_lanes(config: DecodingConfig, batch_size: tf.Tensor) -> Lanes:
 # A step.
 
 
-def _forced(config: DecodingConfig, rules: Rules, position: tf.Tensor) -> tf.Tensor | None:
-    """The token that each text must have next, int32 (B,), -1 where it is free; None where none ever must."""
+def _forced(config: DecodingConfig, rules: Rules, position: tf.Tensor) -> tf.Tensor:
+    """The token that each text must have next, int32 (B,), -1 where it is free."""
     longest = tf.shape(rules.prefix)[1]
     padded = tf.pad(rules.prefix, ((0, 0), (0, 1)), constant_values=-1)
     forced = tf.gather(padded, tf.minimum(position, longest), axis=1)
@@ -140,7 +141,7 @@ def _normalised(config: DecodingConfig, sums: tf.Tensor, length: tf.Tensor) -> t
 
 
 def _coverage(config: DecodingConfig, seen: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Equation 14 of Wu et al. 2016: beta times the sum over source tokens of log(min(seen, 1)); (B, K, S) -> (B, K)."""
+    """Equation 14 of Wu et al. 2016: beta times the sum over the source of log(min(seen, 1)); (B, K, S) -> (B, K)."""
     logs = tf.math.log(tf.clip_by_value(seen, 1e-9, 1.0))
     return config.coverage_penalty * tf.reduce_sum(tf.where(mask[:, None, :], logs, 0.0), axis=2)
 

@@ -18,7 +18,6 @@ from nlp.models.seq2seq_config import Seq2SeqConfig
 from nlp.models.seq2seq_layers import (
     MASKED,
     Attention,
-    Cache,
     FeedForward,
     Memory,
     Residual,
@@ -82,7 +81,8 @@ class Stack(keras.layers.Layer):
             rows = self.config.max_length + self.config.position_offset
             self.places = self.add_weight(shape=(rows, shape[-1]), initializer="glorot_uniform", name="places")
         else:
-            self.places = sinusoids(self.config.max_length, self.config.hidden_size, self.config.positions)
+            spacing = "marian" if self.config.positions == "marian" else "vaswani"
+            self.places = sinusoids(self.config.max_length, self.config.hidden_size, spacing)
 
     def embedded(self, x: tf.Tensor, training: bool | None) -> tf.Tensor:
         """Rows of the token table (B, T, D) -> what the first layer takes."""
@@ -273,9 +273,7 @@ class DecoderStack(Stack):
 
         def longer() -> tuple[Any, tf.Tensor]:
             parts = (unit.part for unit, *_ in self.blocks)
-            units = tuple(
-                part.longer_cache(cache, length) for part, cache in zip(parts, state.units, strict=True)
-            )
+            units = tuple(part.longer_cache(cache, length) for part, cache in zip(parts, state.units, strict=True))
             return units, tf.pad(state.ancestors, ((0, 0), (0, length), (0, 0)), constant_values=-1)
 
         units, ancestors = tf.cond(position < length, lambda: (state.units, state.ancestors), longer)

@@ -42,9 +42,7 @@ def top_tokens(logits: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
     return values, tf.gather(tokens, places, batch_dims=1)
 
 
-def random_tokens(
-    logits: tf.Tensor, seed: tf.Tensor, *, temperature: float, top_k: int, top_p: float
-) -> tf.Tensor:
+def random_tokens(logits: tf.Tensor, seed: tf.Tensor, *, temperature: float, top_k: int, top_p: float) -> tf.Tensor:
     """A token drawn for each row: (V, R) -> (R,) int32.
 
     Args:
