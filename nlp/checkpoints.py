@@ -21,6 +21,7 @@ from nlp.decoder_checkpoints import DECODERS, PretrainedDecoder, decoder_config
 from nlp.models.encoder import EncoderConfig
 from nlp.models.families import Family, HeadKind, config_values, encoder_config, family_of, head_config, head_values
 from nlp.models.heads import HeadConfig
+from nlp.placement import Place, linear_places, norm_places
 from shared.pretrained import Source, assign_weights, detect_layout, read_json, read_safetensors
 
 if TYPE_CHECKING:
@@ -300,46 +301,6 @@ def _licence(directory: Path) -> str:
 # Weights.
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a checkpoint's tensor lies in the network: in a variable, or in one of the equal parts of its columns.
-
-    `transposed`: PyTorch has matrices as (out, in) and convolutions as (out, in, width): all axes the other way round.
-    """
-
-    variable: keras.Variable
-    transposed: bool = False
-    part: int = 0
-    num_parts: int = 1
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the checkpoint's tensor."""
-        *rows, columns = self.variable.shape
-        shape = (*rows, columns // self.num_parts)
-        return shape[::-1] if self.transposed else shape
-
-    def value(self) -> np.ndarray:
-        """The tensor as a checkpoint has it."""
-        value: np.ndarray = self.variable.numpy()[..., self._columns]
-        return value.T if self.transposed else value
-
-    def assign(self, value: np.ndarray) -> None:
-        """Put a checkpoint's tensor in its place."""
-        value = np.asarray(value, np.float32)
-        if self.num_parts == 1:
-            self.variable.assign(value.T if self.transposed else value)
-            return
-        whole = self.variable.numpy().copy()
-        whole[..., self._columns] = value.T if self.transposed else value
-        self.variable.assign(whole)
-
-    @property
-    def _columns(self) -> slice:
-        width = self.variable.shape[-1] // self.num_parts
-        return slice(self.part * width, (self.part + 1) * width)
-
-
 def encoder_places(encoder: keras.Model, config: EncoderConfig, family: Family) -> dict[str, Place]:
     """The place of each of the encoder's tensors, by its name in a checkpoint with a head."""
     layers = {layer.name: layer for layer in encoder.layers}
@@ -352,48 +313,39 @@ def encoder_places(encoder: keras.Model, config: EncoderConfig, family: Family) 
     for part in ("words", "positions", "segments"):
         if getattr(embeddings, part) is not None:
             places[f"{module(part)}.weight"] = Place(getattr(embeddings, part))
-    places |= _norm_places(module("embedding_norm"), embeddings.norm)
+    places |= norm_places(module("embedding_norm"), embeddings.norm)
     if embeddings.projection is not None:
-        places |= _linear_places(module("narrow_projection"), embeddings.projection)
+        places |= linear_places(module("narrow_projection"), embeddings.projection)
     if "embedding_projection" in layers:
-        places |= _linear_places(module("embedding_projection"), layers["embedding_projection"])
+        places |= linear_places(module("embedding_projection"), layers["embedding_projection"])
     if "distances" in layers:
         places[f"{module('distances')}.weight"] = Place(layers["distances"].table)
         if layers["distances"].norm is not None:
-            places |= _norm_places(module("distance_norm"), layers["distances"].norm)
+            places |= norm_places(module("distance_norm"), layers["distances"].norm)
     if "convolution" in layers:
-        places |= _linear_places(module("convolution"), layers["convolution"].convolution)
-        places |= _norm_places(module("convolution_norm"), layers["convolution"].norm)
+        places |= linear_places(module("convolution"), layers["convolution"].convolution)
+        places |= norm_places(module("convolution_norm"), layers["convolution"].norm)
     for number in range(config.num_distinct_layers):
         layer = layers[f"layer_{number}"]
         for i, part in enumerate(("query", "key", "value")):
-            places |= _linear_places(module(part, number), layer.attention.qkv, part=i, num_parts=3)
+            places |= linear_places(module(part, number), layer.attention.qkv, part=i, num_parts=3)
         for part in ("distance_key", "distance_query"):
             if getattr(layer.attention, part, None) is not None:
-                places |= _linear_places(module(part, number), getattr(layer.attention, part))
+                places |= linear_places(module(part, number), getattr(layer.attention, part))
         for part in ("attention_output", "intermediate", "feed_output"):
-            places |= _linear_places(module(part, number), getattr(layer, part))
+            places |= linear_places(module(part, number), getattr(layer, part))
         for part in ("attention_norm", "feed_norm"):
-            places |= _norm_places(module(part, number), getattr(layer, part))
+            places |= norm_places(module(part, number), getattr(layer, part))
     return places
 
 
 def head_places(head: keras.Model, family: Family, kind: HeadKind) -> dict[str, Place]:
     """The place of each of the head's tensors."""
     table = family.head(kind)
-    places = _linear_places(table.logits, head.get_layer("logits"))
+    places = linear_places(table.logits, head.get_layer("logits"))
     if any(layer.name == "hidden" for layer in head.layers) and table.hidden is not None:
-        places |= _linear_places(table.hidden, head.get_layer("hidden"))
+        places |= linear_places(table.hidden, head.get_layer("hidden"))
     return places
-
-
-def _linear_places(name: str, layer: keras.layers.Layer, *, part: int = 0, num_parts: int = 1) -> dict[str, Place]:
-    places = {f"{name}.weight": Place(layer.kernel, transposed=True, part=part, num_parts=num_parts)}
-    return places | ({f"{name}.bias": Place(layer.bias, part=part, num_parts=num_parts)} if layer.use_bias else {})
-
-
-def _norm_places(name: str, layer: keras.layers.Layer) -> dict[str, Place]:
-    return {f"{name}.weight": Place(layer.gamma), f"{name}.bias": Place(layer.beta)}
 
 
 def _tensors(directory: Path, family: Family) -> dict[str, np.ndarray]:

@@ -1,86 +1,146 @@
-"""The best sequence of tags for a text of any length, in NumPy: Viterbi's algorithm and marginals.
+"""From source token ids to target token ids: greedy search, beam search, sampling.
 
-The same numbers as `nlp.models.crf`, whose functions run inside a graph in batches; here one text is one chain, put
-together from all of its windows.
+Scores and stopping are those of transformers' `generate`, so that a checkpoint gives the sequences that it gave there;
+the normalisation and the coverage penalty of Wu et al. 2016 (arXiv:1609.08144, section 7) are there besides.
 
-Shapes: n words, K tags.
+Shapes: B texts, S source positions, T target positions, N answers for each text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from nlp.tags import Transitions
-
-# Taken off the score of what is not allowed: more than any real score.
-_FORBIDDEN = -1e9
+from shared.config import Config, option
 
 
-class TagChain:
-    """Scores of transitions between K tags, learned ones or none, and which of them are allowed.
+@dataclass(frozen=True, kw_only=True)
+class DecodingConfig(Config):
+    """How targets are found, and the ids that a model gives a meaning to.
 
-    Args:
-        num_tags: K.
-        scores: `pairs` (K, K), from row to column, `first` (K,) and `last` (K,), of a conditional random field; None
-            without one.
-        allowed: the transitions of a scheme; None allows all.
+    With `num_beams` 1 the likeliest token is taken at each step, or with `sample` a random one.
     """
 
-    def __init__(
-        self, num_tags: int, scores: Sequence[np.ndarray] | None = None, allowed: Transitions | None = None
-    ) -> None:
-        self._is_field = scores is not None
-        parts = scores or (np.zeros((num_tags, num_tags)), np.zeros(num_tags), np.zeros(num_tags))
-        self._pairs, self._first, self._last = (np.asarray(part, np.float64).copy() for part in parts)
-        if allowed is not None:
-            self._pairs[~allowed.pairs] += _FORBIDDEN
-            self._first[~allowed.first] += _FORBIDDEN
-            self._last[~allowed.last] += _FORBIDDEN
+    num_beams: int = option(4, "beams; 1: greedy search or sampling", minimum=1, maximum=64)
+    num_answers: int = option(1, "answers for each text", minimum=1, maximum=64)
+    max_length: int = option(128, "longest target, its end token included", minimum=1, unit="tokens")
+    max_length_factor: float = option(
+        0.0, "longest target for each source token besides; 0: no such limit", minimum=0.0
+    )
+    min_length: int = option(0, "shortest target, without its end token", minimum=0, unit="tokens")
+    length_penalty: float = option(1.0, "alpha: exponent of the length that scores are divided by")
+    length_norm: Literal["power", "wu"] = option(
+        "power", "divide by length^alpha, as Marian and transformers do, or by ((5 + length) / 6)^alpha"
+    )
+    coverage_penalty: float = option(0.0, "beta: weight of source tokens that were looked at too little", minimum=0.0)
+    stop: Literal["first", "usual", "never"] = option(
+        "usual",
+        "end a beam search with the first `num_beams` answers; when no beam can improve on them at its present length; "
+        "or at any length",
+    )
+    no_repeat_ngram: int = option(0, "no sequence of so many tokens occurs twice; 0: no such rule", minimum=0)
+    sample: bool = option(False, "draw tokens at random; needs `num_beams` 1")
+    temperature: float = option(1.0, "below 1 likely tokens become likelier (sample)", minimum=1e-3)
+    top_k: int = option(0, "draw from the so many likeliest tokens; 0: all (sample)", minimum=0)
+    top_p: float = option(1.0, "draw from the likeliest tokens of this probability (sample)", minimum=0.0, maximum=1.0)
+    seed: int = option(0, "of the random numbers (sample)")
+    scores: bool = option(True, "give scores; greedy search is a little quicker without")
 
-    def decode(self, emissions: np.ndarray) -> tuple[list[int], np.ndarray]:
-        """The best tag of each word, and its probability (n,): its softmax, or with a field its marginal.
+    start_id: int = option(0, "token before the first", minimum=0)
+    end_ids: tuple[int, ...] = option((0,), "tokens that end a target")
+    pad_id: int = option(0, "what fills up shorter targets", minimum=0)
+    banned_ids: tuple[int, ...] = option((), "tokens that are never chosen")
+    forced_first_id: int | None = option(None, "first token of all targets")
+    forced_last_id: int | None = option(None, "last token of targets of the longest length")
 
-        Args:
-            emissions: logits (n, K); n may be 0.
-        """
-        if not len(emissions):
-            return [], np.zeros(0)
-        emissions = emissions.astype(np.float64)
-        path = self._best_path(emissions)
-        chances = self._marginals(emissions) if self._is_field else _softmax(emissions)
-        return path, chances[np.arange(len(path)), path]
+    def __post_init__(self) -> None:
+        """Refuse fields that do not go together."""
+        super().__post_init__()
+        if self.sample and self.num_beams > 1:
+            raise ValueError(f"`sample` draws one token at a time: needs `num_beams` 1; received {self.num_beams}.")
+        if self.num_answers > self.num_beams and not self.sample:
+            raise ValueError(
+                f"`num_answers` {self.num_answers} needs as many beams; received `num_beams` {self.num_beams}."
+            )
 
-    def _best_path(self, emissions: np.ndarray) -> list[int]:
-        total = self._first + emissions[0]
-        came_from = np.zeros(emissions.shape, np.int64)
-        for word in range(1, len(emissions)):
-            through = total[:, None] + self._pairs
-            came_from[word] = through.argmax(axis=0)
-            total = through.max(axis=0) + emissions[word]
-        path = [int(np.argmax(total + self._last))]
-        for word in range(len(emissions) - 1, 0, -1):
-            path.append(int(came_from[word, path[-1]]))
-        return path[::-1]
-
-    def _marginals(self, emissions: np.ndarray) -> np.ndarray:
-        forward, backward = np.empty_like(emissions), np.empty_like(emissions)
-        forward[0], backward[-1] = self._first + emissions[0], self._last
-        for word in range(1, len(emissions)):
-            forward[word] = _log_sum(forward[word - 1][:, None] + self._pairs, axis=0) + emissions[word]
-        for word in range(len(emissions) - 2, -1, -1):
-            backward[word] = _log_sum(self._pairs + emissions[word + 1] + backward[word + 1], axis=1)
-        return _softmax(forward + backward)
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    shares: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
-    return shares
+    @property
+    def lanes(self) -> int:
+        """Sequences of each text that are followed at the same time."""
+        return self.num_answers if self.sample else self.num_beams
 
 
-def _log_sum(scores: np.ndarray, axis: int) -> np.ndarray:
-    top = scores.max(axis=axis)
-    sums: np.ndarray = top + np.log(np.exp(scores - np.expand_dims(top, axis)).sum(axis=axis))
-    return sums
+@dataclass(frozen=True)
+class Decoded:
+    """What was found, the best answer of each text first.
+
+    Attributes:
+        token_ids: int32 (B, N, T), without the start token, with the end token, then padded with `pad_id`.
+        lengths: int32 (B, N), tokens with the end token.
+        scores: float32 (B, N): the sum of the tokens' log probabilities over the length penalty, with the coverage
+            penalty; NaN where none were wanted.
+    """
+
+    token_ids: np.ndarray
+    lengths: np.ndarray
+    scores: np.ndarray
+
+
+def decode(
+    model: Any,
+    source_ids: np.ndarray,
+    mask: np.ndarray,
+    config: DecodingConfig,
+    *,
+    prefix: np.ndarray | None = None,
+) -> Decoded:
+    """Find the targets of a batch. The first call with a model and a config builds a graph, which serves all shapes.
+
+    Args:
+        model: a `Seq2SeqTransformer` or a `RecurrentSeq2Seq`.
+        source_ids: int32 (B, S).
+        mask: bool (B, S), True for real tokens.
+        config: how.
+        prefix: int32 (B, P), tokens that targets begin with; -1 fills up the shorter ones. They count neither in scores
+            nor in the length of the penalty.
+
+    Raises:
+        ValueError: where shapes do not fit, or a target may become longer than the model has positions for.
+    """
+    source_ids, mask = np.asarray(source_ids, np.int32), np.asarray(mask, bool)
+    if source_ids.ndim != 2 or source_ids.shape != mask.shape:
+        raise ValueError(
+            f"`source_ids` and `mask` must have one shape, (B, S); received {source_ids.shape} and {mask.shape}."
+        )
+    prefix = np.zeros((len(source_ids), 0), np.int32) if prefix is None else np.asarray(prefix, np.int32)
+    if prefix.ndim != 2 or len(prefix) != len(source_ids) or prefix.shape[1] >= config.max_length:
+        raise ValueError(
+            f"`prefix` must have shape (B, P), B {len(source_ids)} and P below `max_length` {config.max_length}; "
+            f"received {prefix.shape}."
+        )
+    if not len(source_ids):
+        empty = np.zeros((0, config.num_answers), np.int32)
+        return Decoded(np.zeros((0, config.num_answers, 0), np.int32), empty, empty.astype(np.float32))
+    search = search_function(model, config)
+    token_ids, lengths, scores = search(source_ids, mask, prefix, np.int32(config.seed))
+    lengths = lengths.numpy()
+    return Decoded(token_ids.numpy()[:, :, : lengths.max()], lengths, scores.numpy())
+
+
+def search_function(model: Any, config: DecodingConfig) -> Callable[..., Any]:
+    """The graph of a search, a `tf.function` made once for each model and config.
+
+    It takes source ids (B, S) int32, mask (B, S) bool, prefix (B, P) int32 and a seed int32, all of any size, and gives
+    token ids (B, N, `max_length`), lengths and scores (B, N). Dimensions stay open: on CPUs the plain graph is quicker
+    than XLA, which would want a new one for each shape.
+    """
+    from nlp.models.search import build_search
+
+    # In the model's own dictionary: the graph refers to the model, and both go together. Keras need not track it.
+    made: dict[DecodingConfig, Callable[..., Any]] = model.__dict__.setdefault("_search_functions", {})
+    key = config.replace(seed=0)
+    if key not in made:
+        made[key] = build_search(model, key)
+    return made[key]

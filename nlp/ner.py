@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from nlp.decoding import TagChain
 from nlp.inputs import WordedText, entities_of, scheme_of, types_in, types_of, worded_text
 from nlp.metrics import entity_scores
 from nlp.tags import (
@@ -33,6 +32,7 @@ from nlp.tags import (
 )
 from nlp.text_model import TextModel, require_room
 from nlp.tokenization import TextTokenizer, Window
+from nlp.viterbi import TagChain
 from nlp.windows import flat_windows, num_tokens, run_windows, stack_windows, window_arrays
 from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages

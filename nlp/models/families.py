@@ -320,7 +320,7 @@ def encoder_config(model_type: str, values: Mapping[str, Any]) -> EncoderConfig:
         fields[name] = default if value is None else value
     for name in ("activation", "conv_activation"):
         if name in fields:
-            fields[name] = _activation(fields[name])
+            fields[name] = activation_name(fields[name])
     if fields.get("embedding_size") == fields["hidden_size"] and not family.always_projects:
         fields["embedding_projection"] = "none"
     if fields.get("positions") == "after_pad":
@@ -330,7 +330,12 @@ def encoder_config(model_type: str, values: Mapping[str, Any]) -> EncoderConfig:
     return EncoderConfig.from_dict(fields)
 
 
-def _activation(name: Any) -> str:
+def activation_name(name: Any) -> str:
+    """Our name of an activation of theirs.
+
+    Raises:
+        ValueError: for an unknown one.
+    """
     if name not in _ACTIVATIONS:
         raise ValueError(f"The activation {name!r} is not supported; {', '.join(_ACTIVATIONS)} are.")
     return _ACTIVATIONS[name]
@@ -410,7 +415,7 @@ def head_config(model_type: str, kind: HeadKind, values: Mapping[str, Any]) -> H
     activation = values.get(table.hidden_activation_key or "", table.hidden_activation)
     return HeadConfig(
         kind=kind,
-        hidden_activation=_activation(activation),  # type: ignore[arg-type]
+        hidden_activation=activation_name(activation),  # type: ignore[arg-type]
         hidden_dropout=_first_number(table.hidden_dropout, values),
         dropout=_first_number(table.dropout, values),
     )

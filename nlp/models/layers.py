@@ -51,16 +51,18 @@ class Linear(keras.layers.Layer):
         *,
         activation: Activation | Literal["linear"] = "linear",
         use_bias: bool = True,
+        initializer: str | None = None,
         **layer_options: Any,
     ) -> None:
         super().__init__(**layer_options)
         self.units = units
         self.use_bias = use_bias
+        self.initializer = initial_weights() if initializer is None else initializer
         self.activation = activation_function(activation)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create kernel (D, units) and bias (units,)."""
-        self.kernel = self.add_weight(shape=(input_shape[-1], self.units), initializer=initial_weights(), name="kernel")
+        self.kernel = self.add_weight(shape=(input_shape[-1], self.units), initializer=self.initializer, name="kernel")
         self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias") if self.use_bias else None
 
     def call(self, x: tf.Tensor) -> tf.Tensor:

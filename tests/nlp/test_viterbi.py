@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from nlp.decoding import TagChain
 from nlp.tags import tag_names, transitions
+from nlp.viterbi import TagChain
 
 RNG = np.random.default_rng(0)
 

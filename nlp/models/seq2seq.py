@@ -1,0 +1,161 @@
+"""Encoder-decoder transformers: Marian, BART and T5 as one network with two faces.
+
+Called, it takes source and target ids and gives the logits of every target position, for training. `encode`, `start`
+and `step` give the logits of one position after another, for decoding (`nlp.decoding`): what is known of the source is
+projected once, and keys and values of the positions so far are kept. Decoding computes in float32 in any precision.
+
+Shapes: B texts, K lanes of a text (beams or samples), R = B K rows, T target positions, S source positions, D features,
+V target tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from nlp.models.layers import length_of
+from nlp.models.seq2seq_config import Seq2SeqConfig
+from nlp.models.seq2seq_stacks import DecoderStack, DecoderState, EncoderStack
+
+
+def build_seq2seq(config: Seq2SeqConfig) -> Seq2SeqTransformer:
+    """The network with new weights."""
+    model = Seq2SeqTransformer(config, name="seq2seq")
+    model.build()
+    return model
+
+
+class Seq2SeqTransformer(keras.Model):
+    """{"source_ids" int32 (B, S), "source_mask" bool (B, S), "target_ids" int32 (B, T)} -> logits float32 (B, T, V).
+
+    `target_ids` are what the decoder reads: the target behind a start token. Logits at a position are those of the next
+    token. Padding at the end of a target needs no mask: no real position sees it.
+    """
+
+    def __init__(self, config: Seq2SeqConfig, **options: Any) -> None:
+        super().__init__(**options)
+        self.config = config
+        self.source_tokens = TokenTable(config.vocab_size, config.hidden_size, name="source_tokens")
+        self.target_tokens = (
+            self.source_tokens
+            if config.shared_embeddings
+            else TokenTable(config.target_size, config.hidden_size, name="target_tokens")
+        )
+        self.output_tokens = (
+            self.target_tokens
+            if config.tied_output
+            else TokenTable(config.target_size, config.hidden_size, name="output_tokens")
+        )
+        self.encoder = EncoderStack(config, name="encoder")
+        self.decoder = DecoderStack(config, name="decoder")
+
+    def build(self, input_shape: Any = None) -> None:
+        """Create all weights."""
+        for table in (self.source_tokens, self.target_tokens, self.output_tokens):
+            if not table.built:
+                table.build()
+        self.encoder.build()
+        self.decoder.build()
+        self.output_bias = None
+        if self.config.output_bias:
+            self.output_bias = self.add_weight(shape=(self.config.target_size,), initializer="zeros", name="bias")
+        self.built = True
+
+    def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
+        """Give the logits of all positions."""
+        source = self.encoder(
+            self.source_tokens(inputs["source_ids"]), tf.cast(inputs["source_mask"], tf.bool), training=training
+        )
+        x = self.decoder(
+            self.target_tokens(inputs["target_ids"]),
+            source,
+            tf.cast(inputs["source_mask"], tf.bool),
+            training=training,
+        )
+        rows = self._before_output(tf.reshape(x, (-1, self.config.hidden_size)))
+        logits = tf.cast(tf.matmul(rows, tf.transpose(self._output_table(rows.dtype))), tf.float32)
+        if self.output_bias is not None:
+            logits = tf.nn.bias_add(logits, tf.cast(self.output_bias, tf.float32))
+        return tf.reshape(logits, (-1, length_of(x), self.config.target_size))
+
+    def _before_output(self, rows: tf.Tensor) -> tf.Tensor:
+        return rows * self.config.hidden_size**-0.5 if self.config.output_scale else rows
+
+    def _output_table(self, dtype: Any = tf.float32) -> tf.Tensor:
+        return tf.cast(tf.convert_to_tensor(self.output_tokens.table), dtype)
+
+    # Decoding.
+
+    @property
+    def vocab_size(self) -> int:
+        """V: tokens that a step chooses from."""
+        return self.config.target_size
+
+    @property
+    def longest_target(self) -> int | None:
+        """Most steps that can be taken; None where there is no limit."""
+        return self.config.longest
+
+    def encode(self, source_ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """Source ids and mask of real tokens (B, S) -> float32 (B, S, D)."""
+        mask = tf.cast(mask, tf.bool)
+        return tf.cast(self.encoder(self.source_tokens(source_ids), mask, training=False), tf.float32)
+
+    def start(
+        self, memory: tf.Tensor, mask: tf.Tensor, max_length: int, *, lanes: int = 1, with_seen: bool = False
+    ) -> DecoderState:
+        """The state before the first step.
+
+        Args:
+            memory: what `encode` gave.
+            mask: (B, S).
+            max_length: most steps that will be taken.
+            lanes: K.
+            with_seen: keep account of what was looked at (`DecoderState.seen`).
+
+        Raises:
+            ValueError: where positions do not reach so far.
+        """
+        if self.longest_target is not None and max_length > self.longest_target:
+            raise ValueError(f"The decoder has positions for {self.longest_target} tokens; received {max_length}.")
+        return self.decoder.start(memory, tf.cast(mask, tf.bool), max_length, lanes=lanes, with_seen=with_seen)
+
+    def advance(self, token_ids: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
+        """Token ids (B, K) at a position, the scalar number of steps so far -> features (R, D), and the next state."""
+        rows = tf.gather(tf.convert_to_tensor(self.target_tokens.table), tf.reshape(token_ids, (-1,)))
+        return self.decoder.step(rows, position, state)
+
+    def logits_by_token(self, features: tf.Tensor) -> tf.Tensor:
+        """Features (R, D) -> logits (V, R), one row for each token: quicker to compute than one for each text."""
+        logits = tf.matmul(self._output_table(), self._before_output(features), transpose_b=True)
+        return logits if self.output_bias is None else logits + tf.convert_to_tensor(self.output_bias)[:, None]
+
+    def step(self, token_ids: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
+        """As `advance`, with the logits (B, K, V) of the next token in the place of features."""
+        features, state = self.advance(token_ids, position, state)
+        logits = tf.transpose(self.logits_by_token(features))
+        return tf.reshape(logits, (-1, token_ids.shape[1], self.vocab_size)), state
+
+    def reorder(self, state: DecoderState, parents: tf.Tensor) -> DecoderState:
+        """The state in which each lane goes on from another's past, `parents` int32 (B, K)."""
+        return self.decoder.reorder(state, parents)
+
+
+class TokenTable(keras.layers.Layer):
+    """Token ids (B, T) -> rows of a table (V, D), float32."""
+
+    def __init__(self, num_tokens: int, num_features: int, **layer_options: Any) -> None:
+        super().__init__(**layer_options, dtype="float32")
+        self.shape = (num_tokens, num_features)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Create the table."""
+        # Times the root of D, rows have features of size 1; as an output matrix, logits do.
+        spread = keras.initializers.RandomNormal(stddev=self.shape[1] ** -0.5)
+        self.table = self.add_weight(shape=self.shape, initializer=spread, name="table")
+
+    def call(self, token_ids: tf.Tensor) -> tf.Tensor:
+        """Give the rows."""
+        return tf.gather(tf.convert_to_tensor(self.table), token_ids)

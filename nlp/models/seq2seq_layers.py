@@ -1,0 +1,297 @@
+"""What encoder-decoder transformers are made of: attention, feed-forward parts, layers (Vaswani et al. 2017).
+
+Layers have two faces. Called, they take all positions of a batch at once, for training. Their `step` methods take the
+next position of each row alone, in float32 in any precision, for decoding.
+
+Shapes: B texts, K lanes of a text (beams or samples), R = B K rows, T target positions, S source positions, L positions
+of a cache, D features, H heads, d features of a head, I = H d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import keras
+import tensorflow as tf
+
+from nlp.models.layers import Activation, Linear, length_of
+
+NormKind: TypeAlias = Literal["layer", "rms"]
+
+# Added to the scores of what must not be looked at: exp of it is 0, yet sums of it stay finite.
+MASKED = -1e9
+
+
+class Cache(NamedTuple):
+    """Keys and values of the positions so far, (B H L, K d) each: a row holds one position of all lanes.
+
+    Rows are overwritten in place: a cache is used up by the step that takes it.
+    """
+
+    keys: tf.Tensor
+    values: tf.Tensor
+
+
+class Memory(NamedTuple):
+    """Keys and values (B, H, S, d) of the source for one layer of the decoder."""
+
+    keys: tf.Tensor
+    values: tf.Tensor
+
+
+def norm_layer(kind: NormKind, epsilon: float, name: str) -> keras.layers.Layer:
+    """Layer normalisation, or T5's without mean and bias (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    if kind == "rms":
+        return keras.layers.RMSNormalization(epsilon=epsilon, name=name)
+    return keras.layers.LayerNormalization(epsilon=epsilon, name=name)
+
+
+def normalised(norm: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
+    """What a layer of `norm_layer` gives for rows (R, D), in float32."""
+    if isinstance(norm, keras.layers.RMSNormalization):
+        mean_square = tf.reduce_mean(tf.square(x), axis=-1, keepdims=True)
+        return x * tf.math.rsqrt(mean_square + norm.epsilon) * tf.convert_to_tensor(norm.scale)
+    x -= tf.reduce_mean(x, axis=-1, keepdims=True)
+    variance = tf.reduce_mean(tf.square(x), axis=-1, keepdims=True)
+    x *= tf.math.rsqrt(variance + norm.epsilon) * tf.convert_to_tensor(norm.gamma)
+    return x + tf.convert_to_tensor(norm.beta)
+
+
+def linear(units: int, name: str, *, use_bias: bool, activation: Activation | Literal["linear"] = "linear") -> Linear:
+    """A linear map with new weights of Glorot and Bengio 2010, as Marian and fairseq draw them."""
+    return Linear(units, activation=activation, use_bias=use_bias, initializer="glorot_uniform", name=name)
+
+
+class Attention(keras.layers.Layer):
+    """Attention of H heads with its output projection: (B, T, D) -> (B, T, D).
+
+    Without `cross`, positions look at each other, and query, key and value are one product; with it they look at the
+    source, and key and value are one.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        num_features: int,
+        *,
+        use_bias: bool,
+        scale: float,
+        dropout: float,
+        cross: bool = False,
+        **layer_options: Any,
+    ) -> None:
+        super().__init__(**layer_options)
+        self.num_heads, self.head_size, self.num_features = num_heads, head_size, num_features
+        self.cross = cross
+        self.scale = scale
+        inner = num_heads * head_size
+        if cross:
+            self.query = linear(inner, "query", use_bias=use_bias)
+            self.key_value = linear(2 * inner, "key_value", use_bias=use_bias)
+        else:
+            self.qkv = linear(3 * inner, "qkv", use_bias=use_bias)
+        self.projection = linear(num_features, "projection", use_bias=use_bias)
+        self.dropout = keras.layers.Dropout(dropout)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The linear maps that a step of decoding uses, in order."""
+        return (self.query, self.projection) if self.cross else (self.qkv, self.projection)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the projections."""
+        for layer in (self.query, self.key_value) if self.cross else (self.qkv,):
+            layer.build((None, self.num_features))
+        self.projection.build((None, self.num_heads * self.head_size))
+
+    def call(
+        self, x: tf.Tensor, penalty: tf.Tensor, source: tf.Tensor | None = None, training: bool | None = None
+    ) -> tf.Tensor:
+        """Give the mixtures; `penalty`, added to the scores (B, H, T, S), is float32 and may have axes of size 1."""
+        if self.cross:
+            query = self._heads(self.query(x), 1)[0]
+            key, value = tf.unstack(self._heads(self.key_value(source), 2))
+        else:
+            query, key, value = tf.unstack(self._heads(self.qkv(x), 3))
+        scores = tf.matmul(query * tf.cast(self.scale, query.dtype), key, transpose_b=True)
+        penalty = tf.cast(penalty, tf.float32)  # Keras casts what it passes on
+        weights = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32) + penalty), value.dtype)
+        mixed = tf.matmul(self.dropout(weights, training=training), value)
+        mixed = tf.transpose(mixed, (0, 2, 1, 3))  # (B, H, T, d) -> (B, T, H, d)
+        return self.projection(tf.reshape(mixed, (-1, length_of(mixed), self.num_heads * self.head_size)))
+
+    def _heads(self, x: tf.Tensor, count: int) -> tf.Tensor:
+        """(B, T, count I) -> (count, B, H, T, d)."""
+        shape = (-1, length_of(x), count, self.num_heads, self.head_size)
+        return tf.transpose(tf.reshape(x, shape), (2, 0, 3, 1, 4))
+
+    # Decoding.
+
+    def memory_of(self, source: tf.Tensor) -> Memory:
+        """Keys and values of the encoded source (B, S, D) float32: computed once, used at every step."""
+        rows = _affine(tf.reshape(source, (-1, self.num_features)), self.key_value)
+        return Memory(*tf.unstack(self._heads(tf.reshape(rows, (-1, length_of(source), rows.shape[-1])), 2)))
+
+    def empty_cache(self, batch_size: tf.Tensor, length: int, lanes: int) -> Cache:
+        """A cache for `length` positions."""
+        shape = [batch_size * self.num_heads * length, lanes * self.head_size]
+        # Not zeros: a constant might be shared, and caches are written in place. But zeroed: 0 times NaN is NaN.
+        return Cache(*(tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=True) for _ in range(2)))
+
+    def longer_cache(self, cache: Cache, length: tf.Tensor) -> Cache:
+        """The same cache with room for twice its `length` positions."""
+
+        def longer(rows: tf.Tensor) -> tf.Tensor:
+            width = rows.shape[-1]
+            by_head = tf.reshape(rows, (-1, length, width))
+            return tf.reshape(tf.pad(by_head, ((0, 0), (0, length), (0, 0))), (-1, width))
+
+        return Cache(longer(cache.keys), longer(cache.values))
+
+    def step(
+        self, x: tf.Tensor, kernels: Sequence[tf.Tensor], cache: Cache, position: tf.Tensor, penalty: tf.Tensor
+    ) -> tuple[tf.Tensor, Cache]:
+        """Rows (R, D) at `position` -> (R, D), and the cache with them; `penalty` is (B, 1 or H, K, L K)."""
+        lanes, size = penalty.shape[2], self.head_size
+        qkv = product(x, kernels[0], self.qkv.bias)
+        query, key, value = tf.unstack(self._lanes(qkv, 3, lanes))  # (B, H, K, d)
+        keys, values = (tf.reshape(part, (-1, lanes * size)) for part in (key, value))
+        length = tf.shape(penalty)[3] // lanes
+        rows = tf.range(tf.shape(keys)[0]) * length + position
+        cache = Cache(
+            tf.raw_ops.InplaceUpdate(x=cache.keys, i=rows, v=keys),
+            tf.raw_ops.InplaceUpdate(x=cache.values, i=rows, v=values),
+        )
+        # Lanes are more positions to look at: none is ever moved when beams change places, only the mask is.
+        shape = (-1, self.num_heads, length * lanes, size)
+        mixed, _ = self._mixed(query, tf.reshape(cache.keys, shape), tf.reshape(cache.values, shape), penalty)
+        return product(mixed, kernels[1], self.projection.bias), cache
+
+    def look(
+        self, x: tf.Tensor, kernels: Sequence[tf.Tensor], memory: Memory, penalty: tf.Tensor, lanes: int
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Rows (R, D) -> what they see of the source, (R, D), and the weights (B, H, K, S)."""
+        query = self._lanes(product(x, kernels[0], self.query.bias), 1, lanes)[0]
+        mixed, weights = self._mixed(query, memory.keys, memory.values, penalty)
+        return product(mixed, kernels[1], self.projection.bias), weights
+
+    def _lanes(self, rows: tf.Tensor, count: int, lanes: int) -> tf.Tensor:
+        """(R, count I) -> (count, B, H, K, d)."""
+        shape = (-1, lanes, count, self.num_heads, self.head_size)
+        return tf.transpose(tf.reshape(rows, shape), (2, 0, 3, 1, 4))
+
+    def _mixed(
+        self, query: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, penalty: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        scores = tf.matmul(query * self.scale, keys, transpose_b=True)
+        weights = tf.nn.softmax(scores + penalty)
+        mixed = tf.transpose(tf.matmul(weights, values), (0, 2, 1, 3))  # (B, H, K, d) -> (B, K, H, d)
+        return tf.reshape(mixed, (-1, self.num_heads * self.head_size)), weights
+
+
+def _affine(rows: tf.Tensor, layer: Linear) -> tf.Tensor:
+    """A linear map in float32, without activation."""
+    rows = tf.matmul(rows, tf.convert_to_tensor(layer.kernel))
+    return rows if layer.bias is None else tf.nn.bias_add(rows, tf.convert_to_tensor(layer.bias))
+
+
+def product(rows: tf.Tensor, kernel: tf.Tensor, bias: keras.Variable | None) -> tf.Tensor:
+    """Rows (R, D) through a kernel (units, D), see `step_kernel` -> (R, units)."""
+    rows = tf.transpose(tf.matmul(kernel, rows, transpose_b=True))
+    return rows if bias is None else tf.nn.bias_add(rows, tf.convert_to_tensor(bias))
+
+
+def step_kernel(layer: Linear) -> tf.Tensor:
+    """The kernel as `step` methods take it, (units, D).
+
+    Few rows through a large matrix: with the matrix on the left, TensorFlow's product for CPUs takes two thirds of the
+    time, which pays for the copy within a few steps.
+    """
+    return tf.transpose(tf.convert_to_tensor(layer.kernel))
+
+
+class FeedForward(keras.layers.Layer):
+    """(B, T, D) -> (B, T, D) through wider rows; gated, activation(x W) * (x V) (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(
+        self,
+        num_features: int,
+        intermediate_size: int,
+        *,
+        activation: Activation,
+        gated: bool,
+        use_bias: bool,
+        dropout: float,
+        **layer_options: Any,
+    ) -> None:
+        super().__init__(**layer_options)
+        self.num_features = num_features
+        self.inner = linear(intermediate_size, "inner", use_bias=use_bias, activation=activation)
+        self.gate = linear(intermediate_size, "gate", use_bias=use_bias) if gated else None
+        self.outer = linear(num_features, "outer", use_bias=use_bias)
+        self.dropout = keras.layers.Dropout(dropout)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The linear maps, in order."""
+        return tuple(layer for layer in (self.inner, self.gate, self.outer) if layer is not None)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the kernels."""
+        for layer in self.linears:
+            layer.build((None, self.inner.units if layer is self.outer else self.num_features))
+
+    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Give the mapped positions."""
+        inner = self.inner(x)
+        if self.gate is not None:
+            inner *= self.gate(x)
+        return self.outer(self.dropout(inner, training=training))
+
+    def step(self, x: tf.Tensor, kernels: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Rows (R, D) -> (R, D)."""
+        inner = self.inner.activation(product(x, kernels[0], self.inner.bias))
+        if self.gate is not None:
+            inner *= product(x, kernels[1], self.gate.bias)
+        return product(inner, kernels[-1], self.outer.bias)
+
+
+class Residual(keras.layers.Layer):
+    """A part with dropout, the sum with its input, and a norm after the sum or before the part: (B, T, D) -> (B, T, D).
+
+    The norm comes last in the original transformer, first in later ones (Xiong et al. 2020, arXiv:2002.04745).
+    """
+
+    def __init__(
+        self,
+        part: keras.layers.Layer,
+        norm: keras.layers.Layer,
+        *,
+        norm_first: bool,
+        dropout: float,
+        **layer_options: Any,
+    ) -> None:
+        super().__init__(**layer_options)
+        self.part = part
+        self.norm = norm
+        self.norm_first = norm_first
+        self.dropout = keras.layers.Dropout(dropout)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the weights of part and norm."""
+        self.part.build(input_shape)
+        self.norm.build(input_shape)
+
+    def call(self, x: tf.Tensor, *arguments: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Give the next features; `arguments` are the part's, after its input."""
+        result = self.part(self.norm(x) if self.norm_first else x, *arguments, training=training)
+        x += self.dropout(result, training=training)
+        return x if self.norm_first else self.norm(x)
+
+    def step(self, x: tf.Tensor, part: Callable[[tf.Tensor], tuple[tf.Tensor, Any]]) -> tuple[tf.Tensor, Any]:
+        """The same for rows (R, D) in float32, with a step of the part, and what that gives besides."""
+        result, besides = part(normalised(self.norm, x) if self.norm_first else x)
+        x += result
+        return x if self.norm_first else normalised(self.norm, x), besides

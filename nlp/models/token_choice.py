@@ -1,0 +1,103 @@
+"""Choosing the next token: the best, random ones, and which are not allowed; inside a graph.
+
+Logits are (V, R), one row for each token: that is how they come out of the product quickest.
+
+Shapes: V tokens, R rows (each lane of each text), K lanes of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+# Rows of logits whose largest is looked for first.
+_CHUNK = 128
+
+
+def log_sum(logits: tf.Tensor) -> tf.Tensor:
+    """The logarithm of the sum over tokens of exp(logits): (V, R) -> (R,)."""
+    largest = tf.reduce_max(logits, axis=0)
+    return largest + tf.math.log(tf.reduce_sum(tf.exp(logits - largest), axis=0))
+
+
+def top_tokens(logits: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The largest logits of each row, from the largest down, and their tokens: (V, R) -> (R, count) twice.
+
+    A row's `count` largest lie in the `count` chunks of tokens with the largest maxima, so most are never sorted.
+    """
+    vocab_size = logits.shape[0]
+    num_chunks = vocab_size // _CHUNK
+    if num_chunks < 4 * count:
+        values, ids = tf.math.top_k(tf.transpose(logits), count)
+        return values, ids
+    num_rows, whole = tf.shape(logits)[1], num_chunks * _CHUNK
+    maxima = tf.reduce_max(tf.reshape(logits[:whole], (num_chunks, _CHUNK, num_rows)), axis=1)
+    _, chunks = tf.math.top_k(tf.transpose(maxima), count)  # (R, count)
+    tokens = tf.reshape(chunks[:, :, None] * _CHUNK + tf.range(_CHUNK), (-1, count * _CHUNK))
+    rest = tf.broadcast_to(tf.range(whole, vocab_size), (num_rows, vocab_size - whole))
+    tokens = tf.concat([tokens, rest], axis=1)
+    candidates = tf.gather(tf.reshape(logits, (-1,)), tokens * num_rows + tf.range(num_rows)[:, None])
+    values, places = tf.math.top_k(candidates, count)
+    return values, tf.gather(tokens, places, batch_dims=1)
+
+
+def random_tokens(logits: tf.Tensor, seed: tf.Tensor, *, temperature: float, top_k: int, top_p: float) -> tf.Tensor:
+    """A token drawn for each row: (V, R) -> (R,) int32.
+
+    Args:
+        logits: of all tokens.
+        seed: int32 (2,).
+        temperature: divides logits; below 1 the likely become likelier.
+        top_k: draw from the so many likeliest; 0: from all.
+        top_p: draw from the fewest that have this probability together (Holtzman et al. 2020, arXiv:1904.09751), of
+            what `top_k` leaves.
+    """
+    if not top_k and top_p >= 1:
+        return tf.random.stateless_categorical(tf.transpose(logits) / temperature, 1, seed, dtype=tf.int32)[:, 0]
+    values, ids = top_tokens(logits / temperature, min(top_k or logits.shape[0], logits.shape[0]))
+    if top_p < 1:
+        chances = tf.nn.softmax(values)
+        likelier = tf.cumsum(chances, axis=1, exclusive=True)
+        values = tf.where(likelier < top_p, values, -float("inf"))
+    drawn = tf.random.stateless_categorical(values, 1, seed, dtype=tf.int32)
+    return tf.gather(ids, drawn, batch_dims=1)[:, 0]
+
+
+def without_tokens(logits: tf.Tensor, tokens: Sequence[int], where: tf.Tensor | None = None) -> tf.Tensor:
+    """Logits (V, R) with some tokens out of reach, in all rows or those of a mask (R,). `logits` are overwritten."""
+    if not tokens:
+        return logits
+    ids = tf.constant(list(tokens), tf.int32)
+    rows = tf.gather(logits, ids)
+    banned = tf.fill(tf.shape(rows), -float("inf"))
+    rows = banned if where is None else tf.where(where, banned, rows)
+    return tf.raw_ops.InplaceUpdate(x=logits, i=ids, v=rows)
+
+
+def without_repeats(logits: tf.Tensor, tokens: tf.Tensor, count: tf.Tensor, size: int) -> tf.Tensor:
+    """Logits (V, R) without the tokens that would end a sequence of `size` tokens for the second time.
+
+    Args:
+        logits: of the next token.
+        tokens: int32 (R, L), of which the first `count` are there.
+        count: scalar.
+        size: of the sequences, at least 1.
+    """
+    starts = tf.shape(tokens)[1] - size + 1  # places where such a sequence can begin
+    again = tf.broadcast_to(tf.range(starts) + size <= count, (tf.shape(tokens)[0], starts))
+    for offset in range(size - 1):
+        last = tf.gather(tokens, tf.maximum(count - size + 1 + offset, 0), axis=1)
+        again &= tokens[:, offset : offset + starts] == last[:, None]
+    places = tf.cast(tf.where(again), tf.int32)  # (N, 2): row, start
+    repeated = tf.gather_nd(tokens[:, size - 1 :], places)
+    pairs = tf.stack([repeated, places[:, 0]], axis=1)
+    return tf.tensor_scatter_nd_update(logits, pairs, tf.fill(tf.shape(repeated), -float("inf")))
+
+
+def is_one_of(tokens: tf.Tensor, ids: Sequence[int]) -> tf.Tensor:
+    """Where tokens, of any shape, are among `ids`."""
+    found = tf.zeros_like(tokens, tf.bool)
+    for number in ids:
+        found |= tokens == number
+    return found
