@@ -110,8 +110,8 @@ def decoding_config(values: Mapping[str, Any], settings: Mapping[str, Any]) -> D
         ValueError: where a needed id is missing, or for banned sequences of several tokens.
     """
     said = {key: value for key, value in (*values.items(), *settings.items()) if value is not None}
-    ends = said.get("eos_token_id", [])
-    ends = ends if isinstance(ends, list) else [ends]
+    end = said.get("eos_token_id", [])
+    ends: list[int] = end if isinstance(end, list) else [end]
     start = said.get("decoder_start_token_id", said.get("bos_token_id"))
     if not ends or start is None:
         missing = "eos_token_id" if not ends else "decoder_start_token_id"

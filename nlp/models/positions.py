@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,16 +11,17 @@ import tensorflow as tf
 from nlp.models.layers import initial_weights
 
 
-def sinusoids(length: int, num_features: int, spacing: Literal["vaswani", "marian"]) -> np.ndarray:
+def sinusoids(length: int, num_features: int, *, as_marian: bool = False) -> np.ndarray:
     """Sines of each position, then cosines, float32 (length, D), computed in float64.
 
     The i-th of D / 2 wave lengths is 2 pi 10000^(i / (D / 2)) in the paper (Vaswani et al. 2017, section 3.5) and in
-    transformers' Marian, 2 pi 10000^(i / (D / 2 - 1)) in Marian's own code, as in tensor2tensor.
+    transformers' Marian, 2 pi 10000^(i / (D / 2 - 1)) in Marian's own code (`as_marian`), as in tensor2tensor.
     """
     half = num_features // 2
-    steps = half if spacing == "vaswani" else max(half - 1, 1)
+    steps = max(half - 1, 1) if as_marian else half
     angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(half) / steps)
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+    rows: np.ndarray = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+    return rows
 
 
 def relative_buckets(distances: np.ndarray, num_buckets: int, max_distance: int, *, both_ways: bool) -> np.ndarray:

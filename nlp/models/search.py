@@ -69,16 +69,17 @@ def build_search(model: Any, config: DecodingConfig) -> Callable[..., Any]:
         memory = model.encode(source_ids, mask)
         with_seen = config.coverage_penalty > 0
         state = model.start(memory, mask, config.max_length, lanes=config.lanes, with_seen=with_seen)
-        rules = _rules(config, mask, prefix)
+        rules = rules_of(config, mask, prefix)
         if config.num_beams > 1:
-            return _beam_search(model, config, rules, state, mask)
+            return beam_search(model, config, rules, state, mask)
         return _one_by_one(model, config, rules, state, mask, seed)
 
     compiled: Callable[..., Any] = tf.function(search, input_signature=signature, autograph=False)
     return compiled
 
 
-def _rules(config: DecodingConfig, mask: tf.Tensor, prefix: tf.Tensor) -> Rules:
+def rules_of(config: DecodingConfig, mask: tf.Tensor, prefix: tf.Tensor) -> Rules:
+    """What holds for texts of these masks and prefixes."""
     prefix_length = tf.reduce_sum(tf.cast(prefix >= 0, tf.int32), axis=1)
     limit = tf.fill((tf.shape(mask)[0],), config.max_length)
     if config.max_length_factor:
@@ -219,12 +220,13 @@ def _chosen(
 # Beam search.
 
 
-def _beam_search(
+def beam_search(
     model: Any, config: DecodingConfig, rules: Rules, state: Any, mask: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The search of transformers' `generate`: of 2 K continuations of K beams, ended ones become answers.
+    """Tokens, lengths and scores as `build_search` gives them, by the search of transformers' `generate`.
 
-    Twice as many, or more where several tokens end a target, so that K are left to go on with.
+    Of 2 K continuations of K beams, ended ones become answers. Twice as many, or more where several tokens end a
+    target, so that K are left to go on with.
     """
     beams = config.num_beams
     kept = beams * max(2, 1 + len(config.end_ids))

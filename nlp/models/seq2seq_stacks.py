@@ -81,8 +81,8 @@ class Stack(keras.layers.Layer):
             rows = self.config.max_length + self.config.position_offset
             self.places = self.add_weight(shape=(rows, shape[-1]), initializer="glorot_uniform", name="places")
         else:
-            spacing = "marian" if self.config.positions == "marian" else "vaswani"
-            self.places = sinusoids(self.config.max_length, self.config.hidden_size, spacing)
+            spaced = self.config.positions == "marian"
+            self.places = sinusoids(self.config.max_length, self.config.hidden_size, as_marian=spaced)
 
     def embedded(self, x: tf.Tensor, training: bool | None) -> tf.Tensor:
         """Rows of the token table (B, T, D) -> what the first layer takes."""

@@ -59,7 +59,8 @@ def random_tokens(logits: tf.Tensor, seed: tf.Tensor, *, temperature: float, top
     if top_p < 1:
         chances = tf.nn.softmax(values)
         likelier = tf.cumsum(chances, axis=1, exclusive=True)
-        values = tf.where(likelier < top_p, values, -float("inf"))
+        kept = (likelier < top_p) | (tf.range(tf.shape(values)[1]) == 0)
+        values = tf.where(kept, values, -float("inf"))
     drawn = tf.random.stateless_categorical(values, 1, seed, dtype=tf.int32)
     return tf.gather(ids, drawn, batch_dims=1)[:, 0]
 
