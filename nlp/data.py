@@ -97,7 +97,7 @@ def read_text_table(
             _warn_of_header(records)
     columns = find_columns(file, names, good_cells(records), said)
     logger.info("%s: %s", file, columns)
-    return _collected(file, records, lambda cells: _table_example(cells, columns, label_separator), max_bad_share)
+    return collected(file, records, lambda cells: _table_example(cells, columns, label_separator), max_bad_share)
 
 
 def _table_example(cells: Cells, columns: Columns, label_separator: str | None) -> tuple[Any, Any]:
@@ -176,7 +176,7 @@ def read_conll(
         words, tags = zip(*(word_and_tag(*line) for line in sentence), strict=True)
         return words, tags if tagged else None
 
-    return _collected(file, _sentences(file, lines), example, max_bad_share, things="sentences")
+    return collected(file, _sentences(file, lines), example, max_bad_share, things="sentences")
 
 
 def _is_comment(line: str, *, tagged: bool) -> bool:
@@ -267,7 +267,7 @@ def read_spans(
         whole = text_cell(cell(cells, text), "text")
         return whole, None if spans is None else _checked_spans(cell(cells, spans), whole)
 
-    return _collected(file, records, example, max_bad_share)
+    return collected(file, records, example, max_bad_share)
 
 
 def _checked_spans(values: Any, text: str) -> tuple[_Span, ...]:
@@ -297,7 +297,7 @@ def _first(values: dict[str, Any], names: Sequence[str]) -> Any:
     return next((values[name] for name in names if name in values), None)
 
 
-def _collected(
+def collected(
     file: Path,
     records: Iterable[Record | BadRecord],
     read: Callable[[Any], tuple[Any, Any]],

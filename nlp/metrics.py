@@ -91,6 +91,32 @@ def regression_scores(predictions: np.ndarray, targets: np.ndarray) -> Metrics:
     )
 
 
+def translation_scores(predictions: Sequence[str], references: Sequence[str]) -> Metrics:
+    """`bleu` (Papineni et al. 2002) and `chrf` (Popovic 2015) over all sentences, 0 to 100, as sacreBLEU computes them.
+
+    `details["signatures"]` names how exactly, for each (Post 2018, arXiv:1804.08771).
+
+    Args:
+        predictions: translations as they are, not tokenized.
+        references: one for each.
+
+    Raises:
+        ValueError: where there are none, or not as many of one as of the other.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    if not predictions or len(predictions) != len(references):
+        raise ValueError(
+            f"As many translations as references are needed; received {len(predictions)} and {len(references)}."
+        )
+    values: dict[str, float] = {}
+    signatures: dict[str, str] = {}
+    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+        values[name] = float(metric.corpus_score(list(predictions), [list(references)]).score)
+        signatures[name] = str(metric.get_signature())
+    return Metrics(values, details={"signatures": signatures})
+
+
 def _ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)

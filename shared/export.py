@@ -54,10 +54,10 @@ class ExportReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """One function of an export, from named tensors to one float32 tensor, and examples to try it on.
+    """One function of an export, from named tensors to one tensor, and examples to try it on.
 
     `signature` has a spec with a name for each argument, `example` an array for each, the batch first. `expected` is
-    what `predict` gives for the example.
+    what `predict` gives for the example; of texts (bytes), as of numbers, it must have the shape of the answer.
     """
 
     function: Callable[..., tf.Tensor]
@@ -133,6 +133,10 @@ def _feed(endpoint: Endpoint) -> dict[str, np.ndarray]:
 
 
 def _difference(output: np.ndarray, endpoint: Endpoint) -> float:
+    if output.shape != endpoint.expected.shape:
+        raise ValueError(f"The export answers with shape {output.shape}, `predict` with {endpoint.expected.shape}.")
+    if output.dtype == object:  # texts: the share that is not the same
+        return float(np.mean(output != endpoint.expected))
     difference = float(np.max(np.abs(output.astype(np.float64) - endpoint.expected)))
     if not np.isfinite(difference):
         raise FloatingPointError(

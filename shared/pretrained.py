@@ -19,7 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     import keras
 
-Layout = Literal["triptych", "keras_hub", "timm", "hugging_face", "marian", "keras_applications"]
+Layout = Literal["triptych", "keras_hub", "timm", "hugging_face", "marian", "marian_files", "keras_applications"]
 
 # Only these are fetched from Hugging Face: configuration, tokenizers, weights without code.
 _SAFE_FILES = ("*.json", "*.safetensors", "*.h5", "*.txt", "*.spm", "*.model", "*.vocab", "assets/**")
@@ -81,9 +81,11 @@ def detect_layout(directory: Path) -> Layout:
         return _layout_of_config(directory, present)
     if any(name.endswith(".h5") for name in present):
         return "keras_applications"
+    if any(name.endswith(".spm") for name in present) and any(name.endswith(".bin") for name in present):
+        return "marian_files"
     raise ValueError(
         f"{directory} has no pipeline.json and no config.json, so it is no saved pipeline, KerasHub preset, timm or "
-        f"Hugging Face model. It holds: {', '.join(present[:10]) or 'nothing'}."
+        f"Hugging Face model, and no .bin with .spm files of Marian. It holds: {', '.join(present[:10]) or 'nothing'}."
     )
 
 

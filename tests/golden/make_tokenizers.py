@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001  # what looks alike is what is tested
+# what looks alike is what is tested
 """Small tokenizers of each kind, trained on the text below: python tests/golden/make_tokenizers.py
 
 Needs `tokenizers` and `sentencepiece`. The SentencePiece model carries the character map `nmt_nfkc`, as those of XLM-R,

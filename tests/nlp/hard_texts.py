@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001  # what looks alike is what is tested
+# what looks alike is what is tested
 """Texts that tokenizers get wrong, and a generator of more of them."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001  # what looks alike is what is tested
+# what looks alike is what is tested
 """Tokens know where they stand in the original string, and windows lose none of them."""
 
 from __future__ import annotations

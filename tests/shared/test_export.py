@@ -149,3 +149,13 @@ def test_a_missing_package_is_named_before_anything_is_written(tmp_path, model, 
     with pytest.raises(ImportError, match=r"pip install 'triptych\[export\]'"):
         written(format, tmp_path / "export", model)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_are_compared_one_by_one(tmp_path):
+    upper = Endpoint(
+        function=lambda texts: tf.strings.upper(texts),
+        signature=(tf.TensorSpec((None,), tf.string, name="texts"),),
+        example=(np.asarray([b"a", b"b"], object),),
+        expected=np.asarray([b"A", b"?"], object),
+    )
+    assert export_saved_model(tmp_path / "export", {"serve": upper}, track=[]).max_difference == 0.5

@@ -1,0 +1,90 @@
+"""What exported translators serve: functions from strings, or from token ids, to translations.
+
+Shapes: B texts, S source tokens, T target tokens, V tokens to choose from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from nlp.decoding import Decoded, DecodingConfig, search_function
+from shared.data import Arrays
+from shared.export import Endpoint
+
+if TYPE_CHECKING:
+    from nlp.in_graph_translation import InGraphTranslation
+
+
+def logits_endpoint(model: Any, batch: Arrays) -> Endpoint:
+    """From `source_ids`, `source_mask` (B, S) and `target_ids` (B, T), all int32, to logits (B, T, V).
+
+    For runtimes without loops of their own; the search is left to whoever calls it.
+    """
+    names = ("source_ids", "source_mask", "target_ids")
+
+    def logits(source_ids: tf.Tensor, source_mask: tf.Tensor, target_ids: tf.Tensor) -> tf.Tensor:
+        inputs = {"source_ids": source_ids, "source_mask": tf.cast(source_mask, tf.bool), "target_ids": target_ids}
+        return tf.cast(model(inputs, training=False), tf.float32)
+
+    example = tuple(batch[name].astype(np.int32) for name in names)
+    return Endpoint(
+        function=logits,
+        signature=tuple(tf.TensorSpec((None, None), tf.int32, name=name) for name in names),
+        example=example,
+        expected=logits(*map(tf.convert_to_tensor, example)).numpy(),
+    )
+
+
+def token_endpoint(model: Any, decoding: DecodingConfig, batch: Arrays, expected: Sequence[Decoded]) -> Endpoint:
+    """From `source_ids` and `source_mask` (B, S), int32, to the token ids of the best translations (B, T).
+
+    T is the decoding's `max_length`; shorter ones are padded. `expected` is what `decode` gives for the batch.
+    """
+    padded = np.full((len(expected), decoding.max_length), decoding.pad_id, np.int32)
+    for row, found in zip(padded, expected, strict=True):
+        row[: found.lengths[0]] = found.token_ids[0, : found.lengths[0]]
+    search = search_function(model, decoding)
+
+    def tokens(source_ids: tf.Tensor, source_mask: tf.Tensor) -> tf.Tensor:
+        return _best(search, source_ids, tf.cast(source_mask, tf.bool))
+
+    names = ("source_ids", "source_mask")
+    return Endpoint(
+        function=tokens,
+        signature=tuple(tf.TensorSpec((None, None), tf.int32, name=name) for name in names),
+        example=tuple(batch[name].astype(np.int32) for name in names),
+        expected=padded,
+    )
+
+
+def text_endpoint(
+    model: Any,
+    decoding: DecodingConfig,
+    tokenizer: InGraphTranslation,
+    prefix: str,
+    texts: Sequence[str],
+    expected: Sequence[str],
+) -> Endpoint:
+    """From texts (B,) of one sentence each to their translations (B,)."""
+    search = search_function(model, decoding)
+
+    def translations(texts: tf.Tensor) -> tf.Tensor:
+        source_ids, mask = tokenizer.encode(tf.strings.join([prefix, texts]) if prefix else texts)
+        return tokenizer.decode(_best(search, source_ids, mask))
+
+    return Endpoint(
+        function=translations,
+        signature=(tf.TensorSpec((None,), tf.string, name="texts"),),
+        example=(np.asarray([text.encode() for text in texts], object),),
+        expected=np.asarray([text.encode() for text in expected], object),
+    )
+
+
+def _best(search: Any, source_ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    no_prefix = tf.zeros((tf.shape(source_ids)[0], 0), tf.int32)
+    token_ids, _, _ = search(source_ids, mask, no_prefix, tf.constant(0))
+    return token_ids[:, 0]

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nlp.models.token_loss import token_cross_entropy
+from shared.losses import cross_entropy
+
+LOGITS = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
+TARGETS = np.array([[0, 4, -1], [2, -1, -1]], np.int32)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_it_is_the_cross_entropy_of_the_real_positions(label_smoothing):
+    real = TARGETS >= 0
+    expected = cross_entropy(LOGITS[real], tf.constant(TARGETS[real]), label_smoothing=label_smoothing)
+    found = token_cross_entropy(LOGITS, tf.constant(TARGETS), label_smoothing=label_smoothing)
+    assert float(found) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_padding_has_no_gradient_and_nothing_but_padding_no_loss():
+    logits = tf.constant(LOGITS)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = token_cross_entropy(logits, tf.constant(TARGETS), label_smoothing=0.1)
+    gradient = tape.gradient(loss, logits).numpy()
+    assert np.all(gradient[TARGETS < 0] == 0)
+    assert np.all(np.abs(gradient[TARGETS >= 0]).sum(axis=-1) > 0)
+    assert float(token_cross_entropy(LOGITS, tf.constant(np.full((2, 3), -1)))) == 0.0
