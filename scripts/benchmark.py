@@ -4,7 +4,8 @@
     python scripts/benchmark.py image-classification --repeats 7 --json result.json
 
 `image-input` reads photographs from TRIPTYCH_DATA (coco-tiny) where that is there, else pictures drawn on the spot; the
-text benchmarks read SST-2 and AG News, else our samples, and need torch and transformers (see nlp_benchmarks.py).
+text benchmarks read SST-2 and AG News, else our samples. Those with text and of translation need torch and
+transformers (see nlp_benchmarks.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import nlp_benchmarks
+import translation_benchmarks
 
 from shared.cli import OneLineParser, run_script
 from shared.runtime import RuntimeConfig
@@ -221,6 +223,7 @@ BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "text-single": nlp_benchmarks.text_single,
     "text-finetune": nlp_benchmarks.text_finetune,
     "ner-inference": nlp_benchmarks.ner_inference,
+    "translation-decode": translation_benchmarks.translation_decode,
 }
 # What is applied before a benchmark; the others run with the defaults. oneDNN's kernels gain on batches and lose on
 # the few rows of one short text.

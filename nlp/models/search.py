@@ -8,12 +8,21 @@ Shapes: B texts, K lanes of a text (beams or samples), R = B K rows, S source po
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
 
-from nlp.models.token_choice import is_one_of, log_sum, random_tokens, top_tokens, without_repeats, without_tokens
+from nlp.models.token_choice import (
+    best_tokens,
+    is_one_of,
+    log_sum,
+    random_tokens,
+    top_tokens,
+    without_repeats,
+    without_tokens,
+)
 
 if TYPE_CHECKING:
     from nlp.decoding import DecodingConfig
@@ -113,14 +122,45 @@ def _forced(config: DecodingConfig, rules: Rules, position: tf.Tensor) -> tf.Ten
     return forced
 
 
+def _best(
+    model: Any,
+    config: DecodingConfig,
+    rules: Rules,
+    features: tf.Tensor,
+    tokens: tf.Tensor,
+    position: tf.Tensor,
+    count: int,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    """The best tokens that may come next of features (R, D): logits and tokens (R, count), and the sum over all."""
+    scored = config.scores or config.num_beams > 1
+    if config.no_repeat_ngram:  # needs all logits at once
+        logits = model.logits_by_token(features)
+        total = log_sum(logits) if scored else None
+        with tf.control_dependencies([total] if scored else []):  # before logits are overwritten
+            logits = _allowed(config, rules, logits, tokens, position)
+        return *top_tokens(logits, count), total
+    return best_tokens(
+        functools.partial(model.logits_by_token, features),
+        model.vocab_size,
+        count,
+        scored=scored,
+        banned=config.banned_ids,
+        banned_in=(config.end_ids, _early(config, rules, position)) if config.min_length else None,
+    )
+
+
+def _early(config: DecodingConfig, rules: Rules, position: tf.Tensor) -> tf.Tensor:
+    """Where targets are too short to end, (R,)."""
+    return tf.repeat(position - rules.prefix_length < config.min_length, config.lanes)
+
+
 def _allowed(
     config: DecodingConfig, rules: Rules, logits: tf.Tensor, tokens: tf.Tensor, position: tf.Tensor
 ) -> tf.Tensor:
     """Logits (V, R) with what may not come next out of reach; they are overwritten."""
     logits = without_tokens(logits, config.banned_ids)
     if config.min_length:
-        early = tf.repeat(position - rules.prefix_length < config.min_length, config.lanes)
-        logits = without_tokens(logits, config.end_ids, early)
+        logits = without_tokens(logits, config.end_ids, _early(config, rules, position))
     if config.no_repeat_ngram:
         rows = tf.reshape(tokens, (-1, config.max_length + 1))
         logits = without_repeats(logits, rows, position + 1, config.no_repeat_ngram)
@@ -156,8 +196,14 @@ def _one_by_one(
     def body(position: tf.Tensor, lanes: Lanes, state: Any) -> tuple[tf.Tensor, Lanes, Any]:
         last = tf.gather(lanes.tokens, position, axis=2)
         features, state = model.advance(last, position, state)
-        logits = model.logits_by_token(features)
-        token, chance = _chosen(config, rules, logits, lanes.tokens, position, seed)
+        if config.sample:
+            token, chance = _drawn(model, config, rules, features, lanes.tokens, position, seed)
+        else:
+            value, ids, total = _best(model, config, rules, features, lanes.tokens, position, 1)
+            token, chance = ids[:, 0], value[:, 0] - (value[:, 0] if total is None else total)
+        token, chance = (tf.reshape(part, (-1, config.lanes)) for part in (token, chance))
+        forced = _forced(config, rules, position)[:, None]
+        token, chance = tf.where(forced >= 0, forced, token), tf.where(forced >= 0, 0.0, chance)
         token = tf.where(lanes.done, config.pad_id, token)
         ended = is_one_of(token, config.end_ids) | (position + 1 >= rules.limit)[:, None]
         return (
@@ -178,6 +224,8 @@ def _one_by_one(
         (tf.constant(0), lanes, state),
     )
     scores = _normalised(config, lanes.sums, lanes.lengths - rules.prefix_length[:, None])
+    if not (config.scores or config.sample):
+        scores = tf.fill(tf.shape(scores), float("nan"))
     if config.coverage_penalty:
         scores += _coverage(config, state.seen, mask)
     if config.sample:  # the best first
@@ -186,35 +234,28 @@ def _one_by_one(
     return lanes.tokens[:, :, 1:], lanes.lengths, scores
 
 
-def _chosen(
+def _drawn(
+    model: Any,
     config: DecodingConfig,
     rules: Rules,
-    logits: tf.Tensor,
+    features: tf.Tensor,
     tokens: tf.Tensor,
     position: tf.Tensor,
     seed: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The next tokens (B, K) and their log probabilities, NaN where nobody asked for scores."""
-    scored = config.scores or config.sample
-    total = log_sum(logits) if scored else None
-    with tf.control_dependencies([total] if scored else []):  # before logits are overwritten
+    """Random next tokens (R,) and their log probabilities."""
+    logits = model.logits_by_token(features)
+    total = log_sum(logits)
+    with tf.control_dependencies([total]):  # before logits are overwritten
         logits = _allowed(config, rules, logits, tokens, position)
-    if config.sample:
-        token = random_tokens(
-            logits,
-            tf.stack([seed, position]),
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-        )
-        value = tf.gather_nd(logits, tf.stack([token, tf.range(tf.shape(token)[0])], axis=1))
-    else:
-        values, ids = top_tokens(logits, 1)
-        token, value = ids[:, 0], values[:, 0]
-    chance = value - total if scored else tf.fill(tf.shape(value), float("nan"))
-    token, chance = (tf.reshape(part, (-1, config.lanes)) for part in (token, chance))
-    forced = _forced(config, rules, position)[:, None]
-    return tf.where(forced >= 0, forced, token), tf.where((forced >= 0) & scored, 0.0, chance)
+    token = random_tokens(
+        logits,
+        tf.stack([seed, position]),
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+    )
+    return token, tf.gather_nd(logits, tf.stack([token, tf.range(tf.shape(token)[0])], axis=1)) - total
 
 
 # Beam search.
@@ -234,7 +275,7 @@ def beam_search(
     def body(position: tf.Tensor, lanes: Lanes, answers: Answers, state: Any) -> tuple[tf.Tensor, Lanes, Answers, Any]:
         last = tf.gather(lanes.tokens, position, axis=2)
         features, state = model.advance(last, position, state)
-        chances, ids = _continuations(config, rules, model.logits_by_token(features), lanes, position, kept)
+        chances, ids = _continuations(model, config, rules, features, lanes, position, kept)
         sums, places = tf.math.top_k(chances, kept)  # of (B, K kept)
         parents = places // (chances.shape[1] // beams)
         token = tf.gather(ids, places, batch_dims=1)
@@ -268,14 +309,18 @@ def beam_search(
 
 
 def _continuations(
-    config: DecodingConfig, rules: Rules, logits: tf.Tensor, lanes: Lanes, position: tf.Tensor, kept: int
+    model: Any,
+    config: DecodingConfig,
+    rules: Rules,
+    features: tf.Tensor,
+    lanes: Lanes,
+    position: tf.Tensor,
+    kept: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The best continuations of each beam: sums of log probabilities and tokens, (B, K count)."""
-    count = min(kept, logits.shape[0])
-    total = log_sum(logits)
-    with tf.control_dependencies([total]):  # before logits are overwritten
-        logits = _allowed(config, rules, logits, lanes.tokens, position)
-    values, ids = top_tokens(logits, count)
+    count = min(kept, model.vocab_size)
+    values, ids, total = _best(model, config, rules, features, lanes.tokens, position, count)
+    assert total is not None
     shape = (-1, config.num_beams, count)
     chances, ids = tf.reshape(values - total[:, None], shape), tf.reshape(ids, shape)
     forced = _forced(config, rules, position)[:, None, None]

@@ -127,10 +127,13 @@ class Seq2SeqTransformer(keras.Model):
         rows = tf.gather(tf.convert_to_tensor(self.target_tokens.table), tf.reshape(token_ids, (-1,)))
         return self.decoder.step(rows, position, state)
 
-    def logits_by_token(self, features: tf.Tensor) -> tf.Tensor:
-        """Features (R, D) -> logits (V, R), one row for each token: quicker to compute than one for each text."""
-        logits = tf.matmul(self._output_table(), self._before_output(features), transpose_b=True)
-        return logits if self.output_bias is None else logits + tf.convert_to_tensor(self.output_bias)[:, None]
+    def logits_by_token(self, features: tf.Tensor, tokens: slice = slice(None)) -> tf.Tensor:
+        """Features (R, D) -> logits (V, R) of all tokens or a range of them.
+
+        One row for each token is quicker to compute than one for each text.
+        """
+        logits = tf.matmul(self._output_table()[tokens], self._before_output(features), transpose_b=True)
+        return logits if self.output_bias is None else logits + tf.convert_to_tensor(self.output_bias)[tokens, None]
 
     def step(self, token_ids: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
         """As `advance`, with the logits (B, K, V) of the next token in the place of features."""

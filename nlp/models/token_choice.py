@@ -7,7 +7,7 @@ Shapes: V tokens, R rows (each lane of each text), K lanes of a text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -15,10 +15,55 @@ import tensorflow as tf
 _CHUNK = 128
 
 
+# Tokens whose logits are computed at a time by `best_tokens`.
+_BLOCK = 8192
+
+
 def log_sum(logits: tf.Tensor) -> tf.Tensor:
     """The logarithm of the sum over tokens of exp(logits): (V, R) -> (R,)."""
     largest = tf.reduce_max(logits, axis=0)
     return largest + tf.math.log(tf.reduce_sum(tf.exp(logits - largest), axis=0))
+
+
+def best_tokens(
+    logits_of: Callable[[slice], tf.Tensor],
+    vocab_size: int,
+    count: int,
+    *,
+    scored: bool,
+    banned: Sequence[int] = (),
+    banned_in: tuple[Sequence[int], tf.Tensor] | None = None,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    """The largest logits of each row and their tokens, (R, count), and `log_sum` (R,), None unless `scored`.
+
+    Logits are computed a block of tokens after another and never lie in memory together: what a large vocabulary costs
+    is for a good part the memory of its logits, new at every step.
+
+    Args:
+        logits_of: gives logits of a range of tokens.
+        vocab_size: V.
+        count: at most V.
+        scored: whether somebody needs the sum; tokens that are banned count in it.
+        banned: tokens that are out of reach.
+        banned_in: tokens that are out of reach in the rows of a mask (R,).
+    """
+    values, ids, totals = [], [], []
+    for first in range(0, vocab_size, _BLOCK):
+        tokens = range(first, min(first + _BLOCK, vocab_size))
+        logits = logits_of(slice(tokens.start, tokens.stop))
+        if scored:
+            totals.append(log_sum(logits))
+        with tf.control_dependencies(totals[-1:]):  # before logits are overwritten
+            logits = without_tokens(logits, [token - first for token in banned if token in tokens])
+            if banned_in is not None:
+                rows = [token - first for token in banned_in[0] if token in tokens]
+                logits = without_tokens(logits, rows, banned_in[1])
+        value, place = top_tokens(logits, min(count, len(tokens)))
+        values.append(value)
+        ids.append(place + first)
+    best, places = tf.math.top_k(tf.concat(values, axis=1), count)
+    total = tf.reduce_logsumexp(tf.stack(totals), axis=0) if scored else None
+    return best, tf.gather(tf.concat(ids, axis=1), places, batch_dims=1), total
 
 
 def top_tokens(logits: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,0 +1,130 @@
+"""Benchmarks of translation, for `benchmark.py`: beside PyTorch and transformers, which run in a process of their own.
+
+Where these are not installed beside TensorFlow, TRIPTYCH_PEER names the Python that has them. Both sides have the same
+weights (ours, written as a Hugging Face Marian directory), the same sources and as many threads as there are cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from experiment import peer_process
+
+from nlp.decoding import DecodingConfig, decode
+
+# An OPUS-MT model.
+_VOCAB_SIZE, _PAD = 58101, 58100
+_BATCH, _SOURCE, _LENGTH = 16, 30, 30
+_LONGER = 120
+
+
+def translation_decode(repeats: int) -> dict[str, Any]:
+    """Tokens/s of greedy search and of four beams, beside transformers' `generate`; time for longer targets; memory.
+
+    No target ends early: the end token is banned until the last step.
+    """
+    from benchmark import measured, ratios
+
+    model = _model()
+    rng = np.random.default_rng(0)
+    source_ids = rng.integers(1, _PAD, (_BATCH, _SOURCE)).astype(np.int32)
+    mask = np.ones(source_ids.shape, bool)
+    last: dict[str, Any] = {}
+
+    def ours(beams: int, length: int = _LENGTH) -> float:
+        start = time.perf_counter()
+        last[f"ours {beams}"] = decode(model, source_ids, mask, _decoding(beams, length)).token_ids[:, 0]
+        return _BATCH * length / (time.perf_counter() - start)
+
+    result: dict[str, Any] = {
+        "unit": "target tokens/s",
+        "files": f"random weights of OPUS-MT's size; {_BATCH} sources of {_SOURCE} tokens, {_LENGTH} new ones; float32",
+    }
+    with _peer(model, source_ids, mask) as peer:
+
+        def theirs(beams: int) -> float:
+            answer = peer(beams, _LENGTH)
+            last[f"theirs {beams}"], last["peak"] = np.asarray(answer["tokens"]), answer["peak_mib"]
+            return _BATCH * _LENGTH / float(answer["seconds"])
+
+        for beams, name in ((1, "greedy"), (4, "beam 4")):
+            sides = {
+                f"triptych, {name}": functools.partial(ours, beams),
+                f"transformers generate, {name}": functools.partial(theirs, beams),
+            }
+            rates = measured(sides, repeats)
+            same = np.mean(last[f"ours {beams}"] == last[f"theirs {beams}"])
+            result[name] = {
+                "rates": rates,
+                "ratios": ratios(rates, f"triptych, {name}"),
+                "share_of_equal_tokens": float(same),
+            }
+    result["peak_mib"] = {
+        "triptych": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "transformers": last["peak"],
+    }
+    lengths = {f"{length} tokens": functools.partial(ours, 1, length) for length in (_LENGTH, _LONGER)}
+    result["greedy, by length"] = measured(lengths, repeats)
+    return result
+
+
+def _decoding(beams: int, length: int) -> DecodingConfig:
+    # As `min_new_tokens` has it, the end token is never allowed.
+    return DecodingConfig(
+        num_beams=beams,
+        max_length=length,
+        min_length=length,
+        start_id=_PAD,
+        pad_id=_PAD,
+        end_ids=(0,),
+        banned_ids=(_PAD,),
+        scores=beams > 1,
+    )
+
+
+def _model() -> Any:
+    from nlp.models.seq2seq import build_seq2seq
+    from nlp.models.seq2seq_config import Seq2SeqConfig
+    from shared.runtime import seeded
+
+    with seeded(0):
+        return build_seq2seq(Seq2SeqConfig(vocab_size=_VOCAB_SIZE))
+
+
+@contextlib.contextmanager
+def _peer(model: Any, source_ids: np.ndarray, mask: np.ndarray) -> Iterator[Callable[[int, int], dict[str, Any]]]:
+    """A function that lets the peer generate with some beams to some length, and gives its answer."""
+    from nlp.seq2seq_checkpoints import write_marian
+
+    with tempfile.TemporaryDirectory() as directory:
+        write_marian(directory, model, _decoding(4, _LENGTH).replace(min_length=0))
+        np.savez(Path(directory) / "sources.npz", allow_pickle=False, source_ids=source_ids, mask=mask)
+        threads = str(len(os.sched_getaffinity(0)))
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with peer_process("torch_translation.py", directory, threads, **pipes) as process:
+            yield functools.partial(_answer, process)
+            assert process.stdin is not None
+            process.stdin.close()
+
+
+def _answer(process: subprocess.Popen[str], beams: int, length: int) -> dict[str, Any]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps({"beams": beams, "length": length}) + "\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError("The process with PyTorch ended; it needs torch and transformers (TRIPTYCH_PEER).")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
