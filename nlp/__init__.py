@@ -1,4 +1,4 @@
-"""Text: classification and named entity recognition; translation is on its way.
+"""Text: classification, named entity recognition, translation.
 
 Conventions
     texts      str, or a pair of str; for named entities also a list of words
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nlp.classification import TextClassification, TextClassifier, TextClassifierConfig
     from nlp.data import read_conll, read_spans, read_text_table
     from nlp.ner import Entity, EntityRecognizer, EntityRecognizerConfig
+    from nlp.parallel import read_parallel
+    from nlp.translation import Translation, Translator, TranslatorConfig
 
 _HOMES = {
     "Entity": "nlp.ner",
@@ -28,7 +30,11 @@ _HOMES = {
     "TextClassification": "nlp.classification",
     "TextClassifier": "nlp.classification",
     "TextClassifierConfig": "nlp.classification",
+    "Translation": "nlp.translation",
+    "Translator": "nlp.translation",
+    "TranslatorConfig": "nlp.translation",
     "read_conll": "nlp.data",
+    "read_parallel": "nlp.parallel",
     "read_spans": "nlp.data",
     "read_text_table": "nlp.data",
 }
@@ -40,7 +46,11 @@ __all__ = [
     "TextClassification",
     "TextClassifier",
     "TextClassifierConfig",
+    "Translation",
+    "Translator",
+    "TranslatorConfig",
     "read_conll",
+    "read_parallel",
     "read_spans",
     "read_text_table",
 ]

@@ -62,7 +62,7 @@ def read_parallel(
     pair = _two_files(Path(path), target, languages)
     file = Path(path) if pair is None else pair[0]
     records = _records(existing_file(file), languages, encoding) if pair is None else _aligned(*pair, encoding)
-    return collected(file, records, lambda cells: _good_pair(*cells, max_ratio), max_bad_share, things="pairs")
+    return collected(file, records, lambda cells: _good_pair(cells, max_ratio), max_bad_share, things="pairs")
 
 
 def _two_files(path: Path, target: str | Path | None, languages: tuple[str, str]) -> tuple[Path, Path] | None:
@@ -138,7 +138,8 @@ def _of_object(where: str, record: Any, languages: tuple[str, str]) -> Record | 
     return where, [record[key] for key in keys]
 
 
-def _good_pair(source: Any, target: Any, max_ratio: float) -> tuple[str, str]:
+def _good_pair(cells: Any, max_ratio: float) -> tuple[str, str]:
+    source, target = cells
     pair = checked_text(source, "source").strip(), checked_text(target, "target").strip()
     shorter, longer = sorted(map(len, pair))
     if longer >= _SHORTEST_COMPARED and longer > max_ratio * shorter:
@@ -162,13 +163,13 @@ def _translation_units(file: Path, languages: tuple[str, str]) -> Iterator[Recor
                 return
 
 
-def _opened(file: Path) -> IO[bytes]:
+def _opened(file: Path) -> IO[bytes] | gzip.GzipFile:
     with file.open("rb") as stream:
         packed = stream.read(2) == b"\x1f\x8b"
     return gzip.open(file) if packed else file.open("rb")
 
 
-def _read(file: Path, stream: IO[bytes]) -> bytes:
+def _read(file: Path, stream: IO[bytes] | gzip.GzipFile) -> bytes:
     try:
         return stream.read(_BLOCK)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

@@ -150,10 +150,6 @@ def _build(architecture: Mapping[str, Any], seed: int) -> Any:
     from shared.runtime import current_runtime, seeded
 
     with current_runtime().scope(), seeded(seed):
-        if architecture["kind"] == "recurrent":
-            from nlp.models.recurrent_seq2seq import RecurrentSeq2SeqConfig, build_recurrent_seq2seq
-
-            return build_recurrent_seq2seq(RecurrentSeq2SeqConfig.from_dict(architecture["config"]))
         return build_seq2seq(Seq2SeqConfig.from_dict(architecture["config"]))
 
 
@@ -165,8 +161,6 @@ def _architecture(config: Any, tokenizer: TranslationTokenizer) -> dict[str, Any
         "shared_embeddings": tokenizer.shared,
         "dropout": config.dropout,
     }
-    if config.network == "recurrent":
-        return {"kind": "recurrent", "config": fields | {"num_layers": config.num_layers}}
     wide = config.intermediate_size or 4 * config.hidden_size
     fields |= {
         "encoder_layers": config.num_layers,

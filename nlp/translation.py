@@ -55,9 +55,6 @@ class TranslatorConfig(Config):
     vocabulary: Literal["unigram", "bpe"] = option("unigram", "kind of vocabulary, learned from the training set")
     vocab_size: int = option(8000, "largest vocabulary learned from the training set", minimum=100)
     shared_vocabulary: bool = option(True, "both languages have one vocabulary, from scratch")
-    network: Literal["transformer", "recurrent"] = option(
-        "transformer", "network trained from scratch; recurrent: GRUs with attention"
-    )
     hidden_size: int = option(256, "features per token, from scratch", minimum=8)
     intermediate_size: int = option(0, "features inside feed-forward parts, from scratch; 0: four times", minimum=0)
     num_layers: int = option(3, "layers of the encoder, from scratch", minimum=1)
@@ -69,7 +66,7 @@ class TranslatorConfig(Config):
     def __post_init__(self) -> None:
         """Refuse fields that contradict each other."""
         super().__post_init__()
-        if self.network == "transformer" and self.hidden_size % self.num_heads:
+        if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"`hidden_size` must be a multiple of `num_heads`; received {self.hidden_size} and {self.num_heads}."
             )

@@ -33,6 +33,7 @@ _PIPELINES = {
     "image_classification": "vision.classification:ImageClassifier",
     "named_entity_recognition": "nlp.ner:EntityRecognizer",
     "text_classification": "nlp.classification:TextClassifier",
+    "translation": "nlp.translation:Translator",
 }
 
 

@@ -68,7 +68,7 @@ class RelativeBias(keras.layers.Layer):
         """What is added for all pairs in texts of this length, float32 (1, H, T, T)."""
         places = tf.range(length)
         bias = self.of_distances(places[None, :] - places[:, None])  # (T, T, H)
-        return tf.transpose(bias, (2, 0, 1))[None]
+        return tf.expand_dims(tf.transpose(bias, (2, 0, 1)), 0)
 
     def of_distances(self, distances: tf.Tensor) -> tf.Tensor:
         """Distances of any shape -> float32 (..., H)."""

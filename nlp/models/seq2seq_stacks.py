@@ -194,7 +194,7 @@ class DecoderStack(Stack):
         x = self.embedded(x, training)
         length = length_of(x)
         later = tf.linalg.band_part(tf.ones((length, length)), -1, 0)
-        past = ((1.0 - later) * MASKED)[None, None]
+        past = tf.reshape((1.0 - later) * MASKED, (1, 1, length, length))  # LiteRT has no new axes in slices
         if self.distances is not None:
             past += self.distances.between(length)
         hidden = padding_penalty(real)
@@ -293,7 +293,7 @@ class DecoderStack(Stack):
 
 def padding_penalty(real: tf.Tensor) -> tf.Tensor:
     """A mask (B, S) of real tokens -> what is added to scores, float32 (B, 1, 1, S)."""
-    return tf.where(real, 0.0, MASKED)[:, None, None, :]
+    return tf.expand_dims(tf.expand_dims(tf.where(real, 0.0, MASKED), 1), 1)
 
 
 def _with_position(ancestors: tf.Tensor, position: tf.Tensor) -> tf.Tensor:

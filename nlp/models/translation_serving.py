@@ -1,4 +1,4 @@
-"""What exported translators serve: functions from strings, or from token ids, to translations.
+"""What exported translators serve: functions from token ids to the token ids of translations, or to logits.
 
 Shapes: B texts, S source tokens, T target tokens, V tokens to choose from.
 """
@@ -6,7 +6,7 @@ Shapes: B texts, S source tokens, T target tokens, V tokens to choose from.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,9 +14,6 @@ import tensorflow as tf
 from nlp.decoding import Decoded, DecodingConfig, search_function
 from shared.data import Arrays
 from shared.export import Endpoint
-
-if TYPE_CHECKING:
-    from nlp.in_graph_translation import InGraphTranslation
 
 
 def logits_endpoint(model: Any, batch: Arrays) -> Endpoint:
@@ -58,29 +55,6 @@ def token_endpoint(model: Any, decoding: DecodingConfig, batch: Arrays, expected
         signature=tuple(tf.TensorSpec((None, None), tf.int32, name=name) for name in names),
         example=tuple(batch[name].astype(np.int32) for name in names),
         expected=padded,
-    )
-
-
-def text_endpoint(
-    model: Any,
-    decoding: DecodingConfig,
-    tokenizer: InGraphTranslation,
-    prefix: str,
-    texts: Sequence[str],
-    expected: Sequence[str],
-) -> Endpoint:
-    """From texts (B,) of one sentence each to their translations (B,)."""
-    search = search_function(model, decoding)
-
-    def translations(texts: tf.Tensor) -> tf.Tensor:
-        source_ids, mask = tokenizer.encode(tf.strings.join([prefix, texts]) if prefix else texts)
-        return tokenizer.decode(_best(search, source_ids, mask))
-
-    return Endpoint(
-        function=translations,
-        signature=(tf.TensorSpec((None,), tf.string, name="texts"),),
-        example=(np.asarray([text.encode() for text in texts], object),),
-        expected=np.asarray([text.encode() for text in expected], object),
     )
 
 

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import random
+from typing import Any, ClassVar
+
+import pytest
+
+from nlp.translation import Translation, Translator, TranslatorConfig
+from shared import Examples, NotFittedError, TrainingConfig
+from tests.contract import PipelineContract
+
+ENGLISH = ["one", "two", "three", "four", "five", "six", "seven"]
+GERMAN = ["eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben"]
+TINY: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "vocab_size": 330,
+    "num_beams": 2,
+    "max_length": 32,
+    "dropout": 0.0,
+}
+TRAINING = TrainingConfig(epochs=14, batch_tokens=256, learning_rate=0.01, schedule="inverse_sqrt", warmup=0.1)
+
+
+def numbers(count: int = 160, seed: int = 0) -> Examples:
+    rng = random.Random(seed)
+    rows = [[rng.randrange(len(ENGLISH)) for _ in range(rng.randint(1, 4))] for _ in range(count)]
+    return Examples(*([" ".join(words[i] for i in row) + "." for row in rows] for words in (ENGLISH, GERMAN)))
+
+
+class TestTranslator(PipelineContract):
+    pipeline_class = Translator
+    config: ClassVar = TranslatorConfig(**TINY)
+    training: ClassVar = TRAINING
+    metric_names: ClassVar = ("bleu", "chrf")
+    floor: ClassVar = 60.0
+
+    @classmethod
+    def data(cls) -> Any:
+        return numbers()
+
+    @classmethod
+    def inputs(cls) -> list[Any]:
+        return ["one two. three four five!\n\nseven", "", "🎬 \u200d", "six", " \t one\x00two \ud800", "x" * 100]
+
+    @classmethod
+    def inputs_as_code(cls) -> str:
+        return repr(cls.inputs())
+
+    @classmethod
+    def wrong_inputs(cls) -> list[tuple[Any, type[Exception], str]]:
+        return [
+            ("one text", TypeError, "list of texts"),
+            ([3], TypeError, "received int"),
+            ([b"\xff\xfe"], ValueError, "not UTF-8"),
+        ]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Translator:
+    translator = Translator(TranslatorConfig(**TINY))
+    translator.fit(numbers(400), training=TRAINING.replace(epochs=40))
+    return translator
+
+
+def test_sentences_are_translated_one_by_one_and_what_is_between_them_kept(fitted: Translator) -> None:
+    (answer,) = fitted.predict(["  one.\n two.\n\n three.\t"])
+    assert answer.text == "  eins.\n zwei.\n\n drei.\t"
+    assert -1 < answer.score < 0
+
+
+def test_what_has_no_letters_is_kept_as_it_is(fitted: Translator) -> None:
+    kept = ["", " \n", "🎬!", "...", "—"]
+    assert [(answer.text, answer.score) for answer in fitted.predict(kept)] == [(text, 0.0) for text in kept]
+
+
+def test_longer_sentences_than_the_model_takes_are_cut(fitted: Translator) -> None:
+    text = "one three " * 40 + "four."
+    (answer,) = fitted.predict([text])
+    assert len(fitted.tokenizer.encode([text])[0]) > fitted.config.max_length
+    assert answer.text.count("drei") >= 20
+
+
+def test_alternatives_come_with_falling_scores(fitted: Translator) -> None:
+    (answer,) = fitted.predict(["one two."], num_answers=3)
+    assert len(answer.alternatives) == 2
+    scores = [answer.score, *(other.score for other in answer.alternatives)]
+    assert scores == sorted(scores, reverse=True)
+    assert len({answer.text, *(other.text for other in answer.alternatives)}) == 3
+    assert set(answer.to_dict()) == {"text", "score", "alternatives"}
+    assert fitted.predict(["one two."])[0].alternatives == ()
+    with pytest.raises(ValueError, match="at least 1"):
+        fitted.predict(["one"], num_answers=0)
+
+
+def test_another_search_can_be_asked_for(fitted: Translator) -> None:
+    sampling = fitted.decoding.replace(num_beams=1, sample=True, temperature=5.0, seed=1)
+    drawn = fitted.predict(["one two three four."] * 8, decoding=sampling)
+    assert len({answer.text for answer in drawn}) > 1
+    assert fitted.predict(["one two three four."] * 8, decoding=sampling) == drawn
+
+
+def test_scores_carry_their_signatures(fitted: Translator) -> None:
+    metrics = fitted.evaluate(numbers(20, seed=1))
+    assert metrics["bleu"] > 50
+    assert metrics.details["signatures"]["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a")
+
+
+def test_empty_sides_and_too_long_pairs_are_bad_examples(fitted: Translator) -> None:
+    data = numbers(40)
+    broken = Examples([*data.inputs, "one.", "two " * 100], [*data.targets, " ", "zwei"])
+    translator = Translator(TranslatorConfig(**TINY))
+    history = translator.fit(broken, training=TRAINING.replace(epochs=1, max_bad_share=0.1))
+    assert [bad.partition(": ")[2] or bad for bad in history.bad_records] != []
+    with pytest.raises(ValueError, match="cannot be read"):
+        Translator(TranslatorConfig(**TINY)).fit(broken, training=TRAINING.replace(epochs=1))
+
+
+@pytest.mark.parametrize("options", [{"shared_vocabulary": False}, {"vocabulary": "bpe"}, {"num_beams": 1}])
+def test_variants_learn(options: dict[str, Any]) -> None:
+    translator = Translator(TranslatorConfig(**(TINY | options)))
+    history = translator.fit(numbers(), training=TRAINING.replace(epochs=30))
+    assert history.losses[-1] < 0.5 * history.losses[0]
+    assert translator.evaluate(numbers()).first > 40
+
+
+def test_a_saved_translator_is_a_start_for_another(fitted: Translator, tmp_path: Any) -> None:
+    fitted.save(tmp_path / "saved")
+    again = Translator.from_preset(tmp_path / "saved", num_beams=1)
+    assert again.config.num_beams == 1
+    assert again.predict(["one."])[0].text == "eins."
+    history = again.fit(numbers(), training=TRAINING.replace(epochs=1, learning_rate=1e-4))
+    assert history.losses[0] < 1
+
+
+def test_there_is_no_model_before_the_vocabulary() -> None:
+    with pytest.raises(NotFittedError, match="vocabulary"):
+        _ = Translator().model
+
+
+def test_heads_must_share_the_features() -> None:
+    with pytest.raises(ValueError, match="multiple of `num_heads`"):
+        TranslatorConfig(hidden_size=30, num_heads=4)
+
+
+def test_an_answer_is_plain_data() -> None:
+    assert Translation("x", -0.5).to_dict() == {"text": "x", "score": -0.5}
