@@ -102,6 +102,17 @@ class Seq2SeqModel:
         assert self.decoding is not None
         return self.decoding
 
+    def write_hugging_face(self, directory: Path, decoding: DecodingConfig) -> None:
+        """Write a directory that transformers' MarianMTModel and MarianTokenizer load.
+
+        Raises:
+            ValueError: where they have no such network, or no such vocabulary.
+        """
+        from nlp.seq2seq_checkpoints import write_marian
+
+        write_marian(directory, self.model, decoding)
+        self.require_tokenizer().save(directory)
+
     def decode(self, rows: Sequence[Sequence[int]], decoding: DecodingConfig, batch_size: int) -> list[Decoded]:
         """The answers for each row of source ids, in order: each a `Decoded` of one text.
 
@@ -170,8 +181,6 @@ def _architecture(config: Any, tokenizer: TranslationTokenizer) -> dict[str, Any
         "encoder_intermediate_size": wide,
         "decoder_intermediate_size": wide,
         "activation": "relu",
-        "norm_first": True,
-        "final_norm": True,
         "output_bias": False,
         "activation_dropout": 0.0,
         "attention_dropout": 0.0,

@@ -358,6 +358,16 @@ class Translator(Pipeline):
         )
         return replace(best, alternatives=tuple(others) if counts[0] else ())
 
+    def save_hugging_face(self, path: str | Path) -> None:
+        """Write a directory that transformers' Marian classes load: weights, config, vocabularies.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ValueError: where they cannot express the network (T5, SSRU decoders) or the vocabulary.
+        """
+        self._require_fitted("save_hugging_face")
+        self._seq2seq.write_hugging_face(Path(path), self._search(self.decoding, 1))
+
     # Files.
 
     def _manifest(self) -> dict[str, Any]:
