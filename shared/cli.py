@@ -168,10 +168,9 @@ def _new_pipeline(command: TaskCommand, options: argparse.Namespace) -> Pipeline
             del chosen["labels"]
         pipeline: Pipeline = pipeline_class(config_class.from_dict(chosen))
         return pipeline
-    labels = chosen.pop("labels", None)
-    if labels == ("from_data",):
-        labels = "from_data"
-    pipeline = pipeline_class.from_preset(options.preset, labels=labels, **chosen)
+    if chosen.get("labels") == ("from_data",):
+        chosen["labels"] = "from_data"
+    pipeline = pipeline_class.from_preset(options.preset, **chosen)
     return pipeline
 
 

@@ -99,13 +99,41 @@ def test_named_entity_recognition_from_train_to_predict(capsys, tmp_path, names)
     assert [(entity["text"], entity["label"]) for entity in found] == [("Emmy", "PER"), ("Rome", "LOC")]
 
 
-@pytest.mark.parametrize("script", ["text_classification", "named_entity_recognition"])
+def test_translation_from_train_to_predict(capsys, tmp_path):
+    english, german = ("one", "two", "three", "four"), ("eins", "zwei", "drei", "vier")
+    for language, words in (("en", english), ("de", german)):
+        lines = [f"{words[i]} {words[j]}." for i in range(4) for j in range(4) for _ in range(4)]
+        (tmp_path / f"data.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    script, model = "translation", tmp_path / "model"
+    data = (tmp_path / "data", "--source-language", "en", "--target-language", "de")
+    sizes = (*_SMALL[:-4], "--vocab-size", 300, "--max-length", 32, "--num-beams", 2, "--batch-tokens", 128)
+    training = ("--epochs", 40, "--learning-rate", 0.01, "--dropout", 0, "--output", model)
+    code, out, err = call(
+        capsys, script, "train", "--train", data[0], "--validation", *data, *sizes, "--hidden-size", 32, *training
+    )
+    assert code == 0, err
+    assert "validation  bleu" in out
+    assert "IBM model 1" in out
+
+    code, out, err = call(capsys, script, "evaluate", "--model", model, "--data", *data)
+    assert code == 0, err
+    assert "bleu: nrefs:1|case:mixed" in out
+
+    code, out, err = call(capsys, script, "predict", "--model", model, "--num-answers", 2, "two three.")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert answer["text"] == "zwei drei."
+    assert len(answer["alternatives"]) == 1
+
+
+@pytest.mark.parametrize("script", ["text_classification", "named_entity_recognition", "translation"])
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
         (("train", "--train", "nowhere.csv", "--output", "x"), "nowhere.csv"),
         (("predict", "--model", "nowhere", "text"), "nowhere"),
         (("predict", "--preset", "minilm_l7", "text"), "minilm_l6"),
+        (("predict", "--preset", "marian_tiny_pt", "text"), "marian_tiny_pt_en"),
         (("train", "--train", "x"), "--output"),
         (("train", "--train", "x", "--output", "y", "--epochs", "0"), "epochs"),
     ],
@@ -117,7 +145,7 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, script, arguments, part):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("script", ["text_classification", "named_entity_recognition"])
+@pytest.mark.parametrize("script", ["text_classification", "named_entity_recognition", "translation"])
 def test_help_is_short(capsys, script):
     code, out, _ = call(capsys, script, "train", "--help")
     assert code == 0
