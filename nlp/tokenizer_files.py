@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from nlp.sentence_pieces import CONTROL, UNIGRAM, USER_DEFINED, SentencePieceModel, read_sentence_pieces
 from shared.pretrained import read_json
 
 ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
@@ -30,8 +30,6 @@ BERT_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "
 _ROBERTA_TOKENS = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
 _SENTENCEPIECE_FILES = ("spm.model", "sentencepiece.bpe.model", "spiece.model")
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# SentencePiece's own numbers (sentencepiece_model.proto): model type unigram, and types of pieces.
-_UNIGRAM, _CONTROL, _USER_DEFINED = 1, 3, 4
 
 
 def read_tokenizer(directory: Path) -> tuple[str, dict[str, Any]]:
@@ -43,7 +41,7 @@ def read_tokenizer(directory: Path) -> tuple[str, dict[str, Any]]:
         FileNotFoundError: where there is no tokenizer; the message says what was looked for.
         ValueError: for a file that cannot be read, or a SentencePiece model of another kind than unigram.
     """
-    settings = _read_settings(directory)
+    settings = read_settings(directory)
     if (directory / "tokenizer.json").exists():
         return _from_json(directory / "tokenizer.json", settings), settings
     if (directory / "vocab.txt").exists():
@@ -59,7 +57,8 @@ def read_tokenizer(directory: Path) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _read_settings(directory: Path) -> dict[str, Any]:
+def read_settings(directory: Path) -> dict[str, Any]:
+    """What tokenizer_config.json and special_tokens_map.json hold, with special tokens as strings."""
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (directory / name).exists():
@@ -246,41 +245,27 @@ def _byte_pairs(directory: Path, settings: dict[str, Any]) -> Tokenizer:
 
 
 @dataclass(frozen=True)
-class _SentencePieceModel:
-    """What is used of a SentencePiece model file; `pieces` are (text, score, type)."""
-
-    pieces: tuple[tuple[str, float, int], ...]
-    model_type: int
-    unknown: int
-    character_map: bytes
-
-    @property
-    def scored(self) -> list[tuple[str, float]]:
-        return [(text, score) for text, score, _ in self.pieces]
-
-
-@dataclass(frozen=True)
 class _Family:
     """How a family numbers the pieces of its SentencePiece model and what it sets around a text."""
 
     tokens: Mapping[str, str]
-    vocabulary: Callable[[_SentencePieceModel], tuple[list[tuple[str, float]], int]]
+    vocabulary: Callable[[SentencePieceModel], tuple[list[tuple[str, float]], int]]
     normalizer: Callable[[bytes, Mapping[str, Any]], normalizers.Normalizer]
     template: tuple[str, str]
     mask_takes_space: bool = True
 
 
-def _fairseq_vocabulary(model: _SentencePieceModel) -> tuple[list[tuple[str, float]], int]:
+def _fairseq_vocabulary(model: SentencePieceModel) -> tuple[list[tuple[str, float]], int]:
     first = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     return [*first, *model.scored[3:], ("<mask>", 0.0)], 3
 
 
-def _camembert_vocabulary(model: _SentencePieceModel) -> tuple[list[tuple[str, float]], int]:
+def _camembert_vocabulary(model: SentencePieceModel) -> tuple[list[tuple[str, float]], int]:
     first = [("<s>NOTUSED", 0.0), ("<pad>", 0.0), ("</s>NOTUSED", 0.0), ("<unk>", 0.0), ("<unk>NOTUSED", -100.0)]
     return [*first, *model.scored[1:], ("<mask>", 0.0)], 3
 
 
-def _albert_vocabulary(model: _SentencePieceModel) -> tuple[list[tuple[str, float]], int]:
+def _albert_vocabulary(model: SentencePieceModel) -> tuple[list[tuple[str, float]], int]:
     # Numbers with a comma at their end ("1,") are made unlikely, as ALBERT's own tokenizer splits them.
     def score(text: str, value: float) -> float:
         return value - 100 if len(text) >= 2 and text[-1] == "," and text[-2].isdigit() else value
@@ -288,7 +273,7 @@ def _albert_vocabulary(model: _SentencePieceModel) -> tuple[list[tuple[str, floa
     return [(text, score(text, value)) for text, value in model.scored], model.unknown
 
 
-def _deberta_vocabulary(model: _SentencePieceModel) -> tuple[list[tuple[str, float]], int]:
+def _deberta_vocabulary(model: SentencePieceModel) -> tuple[list[tuple[str, float]], int]:
     return model.scored, model.unknown
 
 
@@ -344,16 +329,16 @@ def _family(file: Path, settings: Mapping[str, Any]) -> _Family:
 
 def _sentence_piece(file: Path, settings: dict[str, Any]) -> Tokenizer:
     family = _family(file, settings)
-    model = _read_sentence_piece(file)
-    if model.model_type != _UNIGRAM:
+    model = read_sentence_pieces(file)
+    if model.model_type != UNIGRAM:
         raise ValueError(f"{file} is a SentencePiece model of type {model.model_type}; only unigram (1) is read here.")
     vocabulary, unknown = family.vocabulary(model)
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=unknown, byte_fallback=False))
     tokenizer.normalizer = family.normalizer(model.character_map, settings)
     tokenizer.pre_tokenizer = _metaspace(settings)
     tokenizer.decoder = decoders.Metaspace()
-    listed = [(text, kind) for text, _, kind in model.pieces if kind in (_CONTROL, _USER_DEFINED)]
-    tokenizer.add_tokens([AddedToken(text, normalized=False, special=kind == _CONTROL) for text, kind in listed])
+    listed = [(text, kind) for text, _, kind in model.pieces if kind in (CONTROL, USER_DEFINED)]
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=kind == CONTROL) for text, kind in listed])
     tokens = _with_defaults(settings, family.tokens)
     spaced = "mask" if family.mask_takes_space else ""
     tokenizer.add_special_tokens([_special(token, takes_space=role == spaced) for role, token in tokens.items()])
@@ -366,64 +351,6 @@ def _metaspace(settings: Mapping[str, Any]) -> pre_tokenizers.PreTokenizer:
     if settings.get("split_by_punct", False):
         return pre_tokenizers.Sequence([pre_tokenizers.Punctuation(behavior="isolated"), metaspace])
     return metaspace
-
-
-def _read_sentence_piece(file: Path) -> _SentencePieceModel:
-    """Read what is needed of a `ModelProto` (google/sentencepiece: src/sentencepiece_model.proto)."""
-    pieces: list[tuple[str, float, int]] = []
-    model_type, unknown, character_map = _UNIGRAM, 0, b""
-    try:
-        for number, value in _fields(file.read_bytes()):
-            if number == 1:
-                piece = dict(_fields(value))
-                pieces.append((piece[1].decode("utf-8"), _float(piece.get(2, b"\0\0\0\0")), piece.get(3, 1)))
-            elif number == 2:
-                trainer = dict(_fields(value))
-                model_type, unknown = trainer.get(3, _UNIGRAM), trainer.get(40, 0)
-            elif number == 3:
-                character_map = dict(_fields(value)).get(2, b"")
-    except (IndexError, KeyError, struct.error, UnicodeDecodeError, AttributeError, TypeError) as error:
-        raise ValueError(f"{file} is no SentencePiece model, or is damaged ({error}). Copy the file again.") from error
-    if not pieces:
-        raise ValueError(f"{file} is no SentencePiece model: it has no pieces. Copy the file again.")
-    return _SentencePieceModel(tuple(pieces), model_type, unknown, character_map)
-
-
-def _float(data: bytes) -> float:
-    value: float = struct.unpack("<f", data)[0]
-    return value
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Fields of a protocol buffer: (number, an integer for varints, else bytes)."""
-    position = 0
-    while position < len(data):
-        key, position = _varint(data, position)
-        kind = key & 7
-        if kind == 0:
-            value, position = _varint(data, position)
-            yield key >> 3, value
-            continue
-        if kind == 2:
-            length, position = _varint(data, position)
-        elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
-        else:
-            raise IndexError(f"field kind {kind}")
-        if position + length > len(data):
-            raise IndexError("cut off")
-        yield key >> 3, data[position : position + length]
-        position += length
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value, position
 
 
 def _read_text(file: Path) -> str:

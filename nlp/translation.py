@@ -267,6 +267,8 @@ class Translator(Pipeline):
         text, reference = text_pair(source, target)
         (source_ids,) = tokenizer.encode([self.config.prefix + text], language=self.config.language)
         (target_ids,) = tokenizer.encode_targets([reference])
+        first = self._seq2seq.require_decoding().forced_first_id
+        target_ids = target_ids if first is None else [first, *target_ids]
         return pair_arrays(source_ids, target_ids, max_length=self.config.max_length)
 
     def _loss(self, training: TrainingConfig) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
