@@ -114,7 +114,7 @@ class BidirectionalRecurrence(layers.Layer):
 
     def _states(self, products: tf.Tensor, real: tf.Tensor, state_bias: tf.Tensor) -> tf.Tensor:
         """States (T, 2, B, H) from the inputs' products (T, 2, B, GH) and where they are real (T, 2, B, 1)."""
-        step = _gru_step if self.cell == "gru" else _lstm_step
+        step = gru_step if self.cell == "gru" else _lstm_step
         state_kernels = _tensors(self.state_kernels)
 
         def kept(state: tuple[tf.Tensor, ...], position: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, ...]:
@@ -142,7 +142,8 @@ def _as_met(values: tf.Tensor) -> tf.Tensor:
     return tf.concat([values[:, :1], tf.reverse(values[:, 1:], axis=[0])], axis=1)
 
 
-def _gru_step(product: tf.Tensor, recurrent: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, ...]:
+def gru_step(product: tf.Tensor, recurrent: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """The next state of a GRU, from the products of its input and of its state with the gates' kernels."""
     units = state.shape[-1]
     update, reset = tf.split(tf.sigmoid(product[..., : 2 * units] + recurrent[..., : 2 * units]), 2, axis=-1)
     new = tf.tanh(product[..., 2 * units :] + reset * recurrent[..., 2 * units :])
