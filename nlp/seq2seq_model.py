@@ -161,6 +161,10 @@ def _build(architecture: Mapping[str, Any], seed: int) -> Any:
     from shared.runtime import current_runtime, seeded
 
     with current_runtime().scope(), seeded(seed):
+        if architecture["kind"] == "recurrent":
+            from nlp.models.recurrent_seq2seq import RecurrentSeq2SeqConfig, build_recurrent_seq2seq
+
+            return build_recurrent_seq2seq(RecurrentSeq2SeqConfig.from_dict(architecture["config"]))
         return build_seq2seq(Seq2SeqConfig.from_dict(architecture["config"]))
 
 
@@ -169,9 +173,10 @@ def _architecture(config: Any, tokenizer: TranslationTokenizer) -> dict[str, Any
         "vocab_size": tokenizer.source_size,
         "target_vocab_size": 0 if tokenizer.shared else tokenizer.target_size,
         "hidden_size": config.hidden_size,
-        "shared_embeddings": tokenizer.shared,
         "dropout": config.dropout,
     }
+    if config.network == "recurrent":
+        return {"kind": "recurrent", "config": fields | {"embedding_size": config.hidden_size}}
     wide = config.intermediate_size or 4 * config.hidden_size
     fields |= {
         "encoder_layers": config.num_layers,
@@ -181,9 +186,8 @@ def _architecture(config: Any, tokenizer: TranslationTokenizer) -> dict[str, Any
         "encoder_intermediate_size": wide,
         "decoder_intermediate_size": wide,
         "activation": "relu",
+        "shared_embeddings": tokenizer.shared,
         "output_bias": False,
-        "activation_dropout": 0.0,
-        "attention_dropout": 0.0,
         "max_length": config.max_length,
     }
     return {"kind": "transformer", "config": fields}

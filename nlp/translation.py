@@ -55,10 +55,13 @@ class TranslatorConfig(Config):
     vocabulary: Literal["unigram", "bpe"] = option("unigram", "kind of vocabulary, learned from the training set")
     vocab_size: int = option(8000, "largest vocabulary learned from the training set", minimum=100)
     shared_vocabulary: bool = option(True, "both languages have one vocabulary, from scratch")
+    network: Literal["transformer", "recurrent"] = option(
+        "transformer", "network trained from scratch; recurrent: GRUs with attention"
+    )
     hidden_size: int = option(256, "features per token, from scratch", minimum=8)
     intermediate_size: int = option(0, "features inside feed-forward parts, from scratch; 0: four times", minimum=0)
-    num_layers: int = option(3, "layers of the encoder, from scratch", minimum=1)
-    num_decoder_layers: int = option(0, "layers of the decoder, from scratch; 0: as the encoder's", minimum=0)
+    num_layers: int = option(3, "layers of a transformer's encoder, from scratch", minimum=1)
+    num_decoder_layers: int = option(0, "layers of its decoder, from scratch; 0: as the encoder's", minimum=0)
     num_heads: int = option(4, "attention heads, from scratch", minimum=1)
     dropout: float = option(0.1, "share of features dropped in training, from scratch", minimum=0.0, maximum=0.95)
     seed: int = option(0, "seed of the initial weights", minimum=0)
@@ -66,7 +69,7 @@ class TranslatorConfig(Config):
     def __post_init__(self) -> None:
         """Refuse fields that contradict each other."""
         super().__post_init__()
-        if self.hidden_size % self.num_heads:
+        if self.network == "transformer" and self.hidden_size % self.num_heads:
             raise ValueError(
                 f"`hidden_size` must be a multiple of `num_heads`; received {self.hidden_size} and {self.num_heads}."
             )

@@ -67,7 +67,7 @@ COMMAND = TaskCommand(
     ),
     answer_options=(AnswerOption("num_answers", "translations of each text (default: 1)"),),
     common=(
-        *("language", "num_beams", "length_penalty", "max_length", "vocabulary", "vocab_size"),
+        *("language", "num_beams", "length_penalty", "max_length", "network", "vocabulary", "vocab_size"),
         *("hidden_size", "num_layers", "num_heads", "dropout"),
         *("epochs", "batch_tokens", "optimizer", "learning_rate", "schedule", "warmup", "weight_decay", "ema_decay"),
         *("label_smoothing", "patience", "precision", "devices"),

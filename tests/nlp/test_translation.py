@@ -20,7 +20,7 @@ TINY: dict[str, Any] = {
     "max_length": 32,
     "dropout": 0.0,
 }
-TRAINING = TrainingConfig(epochs=14, batch_tokens=256, learning_rate=0.01, schedule="inverse_sqrt", warmup=0.1)
+TRAINING = TrainingConfig(epochs=25, batch_tokens=256, learning_rate=0.01, warmup=0.1)
 
 
 def numbers(count: int = 160, seed: int = 0) -> Examples:
@@ -117,10 +117,12 @@ def test_empty_sides_and_too_long_pairs_are_bad_examples(fitted: Translator) -> 
         Translator(TranslatorConfig(**TINY)).fit(broken, training=TRAINING.replace(epochs=1))
 
 
-@pytest.mark.parametrize("options", [{"shared_vocabulary": False}, {"vocabulary": "bpe"}, {"num_beams": 1}])
+@pytest.mark.parametrize(
+    "options", [{"shared_vocabulary": False}, {"vocabulary": "bpe"}, {"num_beams": 1}, {"network": "recurrent"}]
+)
 def test_variants_learn(options: dict[str, Any]) -> None:
     translator = Translator(TranslatorConfig(**(TINY | options)))
-    history = translator.fit(numbers(), training=TRAINING.replace(epochs=30))
+    history = translator.fit(numbers(), training=TRAINING.replace(epochs=45))
     assert history.losses[-1] < 0.5 * history.losses[0]
     assert translator.evaluate(numbers()).first > 40
 
@@ -146,3 +148,11 @@ def test_heads_must_share_the_features() -> None:
 
 def test_an_answer_is_plain_data() -> None:
     assert Translation("x", -0.5).to_dict() == {"text": "x", "score": -0.5}
+
+
+def test_a_translator_can_be_written_as_hugging_faces_marian(fitted: Translator, tmp_path: Any) -> None:
+    fitted.save_hugging_face(tmp_path)
+    again = Translator.from_preset(tmp_path)
+    texts = ["one two three.", "seven"]
+    assert again.predict(texts) == fitted.predict(texts)
+    assert again.config.num_beams == fitted.config.num_beams

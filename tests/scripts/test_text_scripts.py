@@ -107,7 +107,7 @@ def test_translation_from_train_to_predict(capsys, tmp_path):
     script, model = "translation", tmp_path / "model"
     data = (tmp_path / "data", "--source-language", "en", "--target-language", "de")
     sizes = (*_SMALL[:-4], "--vocab-size", 300, "--max-length", 32, "--num-beams", 2, "--batch-tokens", 128)
-    training = ("--epochs", 40, "--learning-rate", 0.01, "--dropout", 0, "--output", model)
+    training = ("--epochs", 80, "--learning-rate", 0.01, "--dropout", 0, "--output", model)
     code, out, err = call(
         capsys, script, "train", "--train", data[0], "--validation", *data, *sizes, "--hidden-size", 32, *training
     )
