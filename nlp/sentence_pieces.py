@@ -13,7 +13,7 @@ import logging
 import random
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -49,12 +49,12 @@ class SentencePieceModel:
         suffix: whether that space is put behind words rather than before them.
     """
 
-    data: bytes
-    pieces: tuple[tuple[str, float, int], ...]
+    data: bytes = field(repr=False)
+    pieces: tuple[tuple[str, float, int], ...] = field(repr=False)
     model_type: int = UNIGRAM
     unknown: int = 0
     byte_fallback: bool = False
-    character_map: bytes = b""
+    character_map: bytes = field(default=b"", repr=False)
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
     escape_whitespaces: bool = True

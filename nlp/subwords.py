@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 from nlp.sentence_pieces import (
     BYTE,
@@ -40,6 +40,8 @@ from shared.pretrained import read_json
 
 _TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 _CODE = re.compile(r">>(.*?)<<", re.DOTALL)
+# For a tokenizer.json that says nothing of the way back.
+_DECODERS = {"byte_pair": decoders.ByteLevel, "unigram": decoders.Metaspace}
 # As many sentinels as T5 has where its settings do not say.
 _SENTINELS = 100
 # Rows of an embedding; a damaged vocabulary asks for more.
@@ -372,6 +374,8 @@ class _TextVocabulary:
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
         self._inner = Tokenizer.from_str(tokenizer.to_json())
+        if self._inner.decoder is None and tokenizer.kind in _DECODERS:
+            self._inner.decoder = _DECODERS[tokenizer.kind]()
         named = {role: str(tokenizer.settings.get(role) or token) for role, token in _TOKENS.items()}
         end, pad = tokenizer.id_of(named["eos_token"]), tokenizer.id_of(named["pad_token"])
         if end is None:
