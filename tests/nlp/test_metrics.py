@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import os
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlp.metrics import entity_scores
+from nlp.metrics import entity_scores, translation_scores
 from nlp.tags import entities, tag_names
 
 _TESTS = Path(__file__).parents[1]
@@ -158,3 +159,34 @@ def test_scores_of_a_real_file_equal_conlleval():
     right, guessed, correct = conlleval(true, predicted)
     scores = entity_scores(read(true, "IOB2", "error"), read(predicted, "IOB2", "repair"))
     assert [scores["precision"], scores["recall"]] == pytest.approx([right / guessed, right / correct])
+
+
+@pytest.mark.parametrize("pair", ["de-en", "en-de"])
+def test_bleu_and_chrf_are_the_official_ones_of_wmt23(pair):
+    directory = _DATA / "wmt23-mt-metrics"
+    if not directory.is_dir():
+        pytest.skip("needs wmt23-mt-metrics in TRIPTYCH_DATA")
+
+    def lines(name):
+        return (directory / f"{pair}.{name}.{pair[-2:]}").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+    with (directory / "scores.tsv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["pair"] == pair]
+    official = {(row["system"], row["metric"].removesuffix("-refA")): float(row["score"]) for row in rows}
+    systems = sorted({row["system"] for row in rows})
+    assert len(systems) == 3
+    for system in systems:
+        scores = translation_scores(lines(f"hyp.{system}"), lines("ref"))
+        assert scores["bleu"] == pytest.approx(official[system, "bleu"], abs=5e-5)
+        assert scores["chrf"] == pytest.approx(official[system, "chrf"], abs=5e-5)
+        assert scores.details["signatures"]["chrf"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0")
+
+
+@pytest.mark.parametrize(("predictions", "references"), [([], []), (["a"], ["a", "b"])])
+def test_translations_need_a_reference_each(predictions, references):
+    with pytest.raises(ValueError, match="As many translations as references"):
+        translation_scores(predictions, references)
+
+
+def test_empty_translations_score_nothing():
+    assert dict(translation_scores(["", ""], ["ein Hund", "zwei"])) == {"bleu": 0.0, "chrf": 0.0}
