@@ -18,7 +18,7 @@ from nlp.decoding import DecodingConfig
 from nlp.models.seq2seq_config import Seq2SeqConfig
 from nlp.models.seq2seq_families import Seq2SeqFamily, marian_values, seq2seq_config, seq2seq_family
 from nlp.placement import Place, linear_places, norm_places
-from shared.pretrained import assign_weights, detect_layout, read_json, read_safetensors
+from shared.pretrained import assign_weights, detect_layout, read_json, read_safetensors, safetensors_names
 
 if TYPE_CHECKING:
     from nlp.models.seq2seq import Seq2SeqTransformer
@@ -63,7 +63,7 @@ def read_hugging_face(directory: Path | str) -> PretrainedSeq2Seq:
     family = str(values.get("model_type"))
     settings = directory / "generation_config.json"
     try:
-        config = seq2seq_config(family, values, frozenset(read_safetensors(directory)))
+        config = seq2seq_config(family, values, safetensors_names(directory))
         decoding = decoding_config(values, read_json(settings) if settings.exists() else {})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{directory / 'config.json'}: {error}") from error

@@ -10,8 +10,8 @@ import contextlib
 import functools
 import json
 import os
-import resource
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import peer_process
+from experiment import ROOT, peer_process
 
 from nlp.decoding import DecodingConfig, decode
 
@@ -51,7 +51,7 @@ def translation_decode(repeats: int) -> dict[str, Any]:
         "unit": "target tokens/s",
         "files": f"random weights of OPUS-MT's size; {_BATCH} sources of {_SOURCE} tokens, {_LENGTH} new ones; float32",
     }
-    with _peer(model, source_ids, mask) as peer:
+    with _peer(model, source_ids, mask) as (peer, directory):
 
         def theirs(beams: int) -> float:
             answer = peer(beams, _LENGTH)
@@ -70,10 +70,7 @@ def translation_decode(repeats: int) -> dict[str, Any]:
                 "ratios": ratios(rates, f"triptych, {name}"),
                 "share_of_equal_tokens": float(same),
             }
-    result["peak_mib"] = {
-        "triptych": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "transformers": last["peak"],
-    }
+        result["peak_mib"] = {"triptych": _own_peak(directory), "transformers": last["peak"]}
     lengths = {f"{length} tokens": functools.partial(ours, 1, length) for length in (_LENGTH, _LONGER)}
     result["greedy, by length"] = measured(lengths, repeats)
     return result
@@ -102,9 +99,32 @@ def _model() -> Any:
         return build_seq2seq(Seq2SeqConfig(vocab_size=_VOCAB_SIZE))
 
 
+def _own_peak(directory: str) -> int:
+    """The most memory that a process of ours holds which does what the peer's does: reads the checkpoint, decodes."""
+    command = [sys.executable, __file__, directory]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+
+
+def _decode_and_print_peak(directory: str) -> None:
+    from nlp.models.seq2seq import build_seq2seq
+    from nlp.seq2seq_checkpoints import read_hugging_face
+
+    checkpoint = read_hugging_face(directory)
+    model = build_seq2seq(checkpoint.config)
+    checkpoint.load_weights(model)
+    arrays = np.load(Path(directory) / "sources.npz")
+    for beams in (1, 4):
+        decode(model, arrays["source_ids"], arrays["mask"], _decoding(beams, _LENGTH))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    print(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024)
+
+
 @contextlib.contextmanager
-def _peer(model: Any, source_ids: np.ndarray, mask: np.ndarray) -> Iterator[Callable[[int, int], dict[str, Any]]]:
-    """A function that lets the peer generate with some beams to some length, and gives its answer."""
+def _peer(
+    model: Any, source_ids: np.ndarray, mask: np.ndarray
+) -> Iterator[tuple[Callable[[int, int], dict[str, Any]], str]]:
+    """A function that lets the peer generate with some beams to some length, and the checkpoint's directory."""
     from nlp.seq2seq_checkpoints import write_marian
 
     with tempfile.TemporaryDirectory() as directory:
@@ -113,7 +133,7 @@ def _peer(model: Any, source_ids: np.ndarray, mask: np.ndarray) -> Iterator[Call
         threads = str(len(os.sched_getaffinity(0)))
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with peer_process("torch_translation.py", directory, threads, **pipes) as process:
-            yield functools.partial(_answer, process)
+            yield functools.partial(_answer, process), directory
             assert process.stdin is not None
             process.stdin.close()
 
@@ -128,3 +148,7 @@ def _answer(process: subprocess.Popen[str], beams: int, length: int) -> dict[str
         raise RuntimeError("The process with PyTorch ended; it needs torch and transformers (TRIPTYCH_PEER).")
     answer: dict[str, Any] = json.loads(line)
     return answer
+
+
+if __name__ == "__main__":
+    _decode_and_print_peak(sys.argv[1])

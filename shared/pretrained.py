@@ -164,6 +164,21 @@ def read_safetensors(directory: Path) -> dict[str, np.ndarray]:
     """
     from safetensors.numpy import load_file
 
+    return {name: array for file in _safetensors_files(directory) for name, array in load_file(file).items()}
+
+
+def safetensors_names(directory: Path) -> frozenset[str]:
+    """The names of those tensors, without reading them; raises as `read_safetensors` does."""
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for file in _safetensors_files(directory):
+        with safe_open(file, framework="numpy") as tensors:
+            names |= set(tensors.keys())
+    return frozenset(names)
+
+
+def _safetensors_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.exists():
         names = sorted(set(read_json(index)["weight_map"].values()))
@@ -172,7 +187,7 @@ def read_safetensors(directory: Path) -> dict[str, np.ndarray]:
     missing = [name for name in names if Path(name).name != name or not (directory / name).is_file()]
     if missing or not names:
         raise ValueError(f"{directory} lacks {', '.join(missing) or 'a .safetensors file'}.")
-    return {name: array for file in names for name, array in load_file(directory / file).items()}
+    return [directory / name for name in names]
 
 
 def assign_weights(targets: Mapping[str, keras.Variable], weights: Mapping[str, np.ndarray]) -> None:
