@@ -17,13 +17,13 @@ import numpy as np
 
 from nlp.inputs import text_or_pair
 from nlp.metrics import regression_scores
-from nlp.text_model import TextModel, require_room
+from nlp.text_model import SCRATCH_FIELDS, TextModel, readable, require_kept, require_room
 from nlp.tokenization import TextTokenizer, Window
 from nlp.windows import flat_windows, num_tokens, run_windows, stack_windows, window_arrays
 from shared.classification import Classification, ClassLabels, class_names
 from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
-from shared.examples import Examples, Source, as_source
+from shared.examples import BadExampleError, Examples, Source, as_source
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
 from shared.runtime import current_runtime
 from shared.vocabulary import Vocabulary
@@ -79,6 +79,8 @@ class TextClassifierConfig(Config):
         super().__post_init__()
         if self.multi_label and self.regression:
             raise ValueError("`multi_label` and `regression` exclude each other: targets are labels or numbers.")
+        if self.labels and self.regression:
+            raise ValueError("`labels` and `regression` exclude each other: targets are labels or numbers.")
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"`hidden_size` must be a multiple of `num_heads`; received {self.hidden_size} and {self.num_heads}."
@@ -146,13 +148,16 @@ class TextClassifier(Pipeline):
             return cls._from_saved(cls.load(str(source.directory)), ref, labels, config_fields)
         preset = load_pretrained_text(source)
         keep_head = labels is None and preset.kind in _KINDS
+        require_kept(ref, config_fields, dict.fromkeys(SCRATCH_FIELDS))
+        if keep_head:
+            own_kind = {"multi_label": preset.kind == "multi_label", "regression": preset.kind == "regression"}
+            require_kept(ref, config_fields, own_kind, head=True)
         fields: dict[str, Any] = {
             "max_length": min(TextClassifierConfig().max_length, preset.max_length),
             **config_fields,
         }
         if keep_head:
-            fields |= {"multi_label": preset.kind == "multi_label", "regression": preset.kind == "regression"}
-            fields["labels"] = () if fields["regression"] else preset.labels
+            fields |= own_kind | {"labels": () if own_kind["regression"] else preset.labels}
         elif labels is not None and labels != FROM_DATA:
             fields["labels"] = tuple(labels)
         classifier = cls(TextClassifierConfig.from_dict(fields))
@@ -175,6 +180,10 @@ class TextClassifier(Pipeline):
     @classmethod
     def _from_saved(cls, saved: Self, ref: str | Path, labels: Any, config_fields: Mapping[str, Any]) -> Self:
         """A saved classifier as a starting point: with its head, or for other labels without it."""
+        own = saved.config.to_dict()
+        require_kept(ref, config_fields, {name: own[name] for name in SCRATCH_FIELDS})
+        if labels is None:
+            require_kept(ref, config_fields, {name: own[name] for name in ("multi_label", "regression")}, head=True)
         config = saved.config.to_dict() | dict(config_fields)
         if labels is None:
             config["labels"] = list(saved.labels or ())
@@ -183,7 +192,9 @@ class TextClassifier(Pipeline):
         classifier = cls(TextClassifierConfig.from_dict(config))
         keep_head = labels is None
         text_model = saved._text_model if keep_head else saved._text_model.without_head(classifier.config.seed)
+        text_model.require_room(ref, classifier.config.max_length)
         classifier._start_from(text_model, ref, keep_head=keep_head)
+        classifier.provenance = {"preset": saved.provenance.get("preset", {}) | {"ref": str(ref)}}
         return classifier
 
     @property
@@ -299,9 +310,9 @@ class TextClassifier(Pipeline):
         try:
             value = np.asarray(target, np.float32).reshape(())
         except (TypeError, ValueError) as error:
-            raise ValueError(f"A target of regression is a number; received {target!r}.") from error
+            raise BadExampleError(f"a target of regression is a number; received {target!r}") from error
         if not np.isfinite(value):
-            raise ValueError(f"A target of regression is a finite number; received {target!r}.")
+            raise BadExampleError(f"a target of regression is a finite number; received {target!r}")
         return value
 
     @property
@@ -399,7 +410,7 @@ class TextClassifier(Pipeline):
 
     def _ensure_model(self, source: Source) -> None:
         inputs = source.inputs if isinstance(source, Examples) else (text for text, _ in source)
-        self._text_model.ensure_encoder((part for text in inputs for part in text_or_pair(text) if part), self.config)
+        self._text_model.ensure_encoder(readable(inputs, text_or_pair), self.config)
         new = self._text_model.ensure_head(1 if self.labels is None else len(self.labels))
         if new and self.config.regression:
             self._start_at_mean(source)
@@ -407,10 +418,10 @@ class TextClassifier(Pipeline):
     def _start_at_mean(self, source: Source) -> None:
         """Let a new head answer with the mean of all targets: small steps would take long to get there from 0."""
         targets = source.targets if isinstance(source, Examples) else (target for _, target in source)
-        mean = np.mean([float(self._target(target)) for target in targets])
+        values = list(readable(targets, lambda target: [float(self._target(target))]))
         head = self._text_model.require_network().head
         assert head is not None
-        head.get_layer("logits").bias.assign([mean])
+        head.get_layer("logits").bias.assign([np.mean(values) if values else 0.0])
 
     def _manifest(self) -> dict[str, Any]:
         record = {"architecture": self._text_model.require_network().architecture}

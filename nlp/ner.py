@@ -30,7 +30,7 @@ from nlp.tags import (
     tags_of,
     transitions,
 )
-from nlp.text_model import TextModel, require_room
+from nlp.text_model import SCRATCH_FIELDS, TextModel, readable, require_kept, require_room
 from nlp.tokenization import TextTokenizer, Window
 from nlp.viterbi import TagChain
 from nlp.windows import flat_windows, num_tokens, run_windows, stack_windows, window_arrays
@@ -174,14 +174,13 @@ class EntityRecognizer(Pipeline):
             return cls._from_saved(cls.load(str(source.directory)), ref, labels, config_fields)
         preset = load_pretrained_text(source)
         keep_head = labels is None and preset.kind == "tokens"
+        require_kept(ref, config_fields, dict.fromkeys(SCRATCH_FIELDS))
         fields: dict[str, Any] = {"max_length": min(EntityRecognizerConfig().max_length, preset.max_length)}
         if keep_head:
             assert preset.labels is not None
-            fields |= {
-                "scheme": detect_scheme([preset.labels]),
-                "constrained": False,
-                "labels": types_of(preset.labels),
-            }
+            own = {"scheme": detect_scheme([preset.labels]), "crf": False}
+            require_kept(ref, config_fields, own, head=True)
+            fields |= own | {"constrained": False, "labels": types_of(preset.labels)}
         elif labels is not None and labels != FROM_DATA:
             fields["labels"] = tuple(labels)
         recognizer = cls(EntityRecognizerConfig.from_dict(fields | config_fields))
@@ -207,7 +206,11 @@ class EntityRecognizer(Pipeline):
     @classmethod
     def _from_saved(cls, saved: Self, ref: str | Path, labels: Any, config_fields: Mapping[str, Any]) -> Self:
         """A saved recognizer as a starting point: with its head, or for other types without it."""
-        config = saved.config.to_dict() | dict(config_fields)
+        own = saved.config.to_dict()
+        require_kept(ref, config_fields, {name: own[name] for name in SCRATCH_FIELDS})
+        if labels is None:
+            require_kept(ref, config_fields, {name: own[name] for name in ("scheme", "crf")}, head=True)
+        config = own | dict(config_fields)
         if labels is not None:
             config["labels"] = [] if labels == FROM_DATA else list(labels)
         recognizer = cls(EntityRecognizerConfig.from_dict(config))
@@ -215,7 +218,9 @@ class EntityRecognizer(Pipeline):
         if keep_head:
             recognizer.tags = saved.tags
         text_model = saved._text_model if keep_head else saved._text_model.without_head(recognizer.config.seed)
+        text_model.require_room(ref, recognizer.config.max_length)
         recognizer._start_from(text_model, ref, keep_head=keep_head)
+        recognizer.provenance = {"preset": saved.provenance.get("preset", {}) | {"ref": str(ref)}}
         return recognizer
 
     @property
@@ -272,7 +277,7 @@ class EntityRecognizer(Pipeline):
         if self.tags is None:
             self.tags = Vocabulary(tag_names(types_in(source), self.config.scheme))
         inputs = source.inputs if isinstance(source, Examples) else (text for text, _ in source)
-        self._text_model.ensure_encoder((worded_text(text).original for text in inputs), self.config)
+        self._text_model.ensure_encoder(readable(inputs, lambda text: (worded_text(text).original,)), self.config)
         self._text_model.ensure_head(len(self.tags), crf=self.config.crf)
         set_head_only = functools.partial(self._text_model.set_head_only, first_group=training.freeze_groups)
         set_head_only(False)

@@ -9,12 +9,13 @@ TensorFlow is imported where it is used, as in the pipelines.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from nlp.tokenization import TextTokenizer
+from shared.examples import BadExampleError
 from shared.pipeline import NotFittedError
 
 if TYPE_CHECKING:
@@ -117,6 +118,17 @@ class TextModel:
 
         set_trainable(self.require_network().encoder, head_only=on, norms=True, first_group=first_group)
 
+    def require_room(self, ref: str | Path, max_length: int) -> None:
+        """Refuse windows that are longer than the network has positions for.
+
+        Raises:
+            ValueError: where they are.
+        """
+        encoder = self.require_network().architecture["encoder"]
+        longest = encoder.get("max_length", encoder.get("max_sequence_length"))
+        if longest is not None and max_length > longest:
+            raise ValueError(f"{ref} takes at most {longest} tokens; received `max_length` {max_length}.")
+
     def write(self, directory: Path) -> None:
         """Write the tokenizer's files and `model.weights.h5`."""
         self.require_tokenizer().save(directory)
@@ -140,6 +152,42 @@ class TextModel:
 
         write_network(path, self.require_network(), labels=list(labels), kind=kind)
         self.require_tokenizer().save(path)
+
+
+# Fields of a task's config that say what a network from scratch is.
+SCRATCH_FIELDS = ("encoder", "vocab_size", "lower_case", "hidden_size", "num_layers", "num_heads")
+
+
+def require_kept(ref: str | Path, given: Mapping[str, Any], own: Mapping[str, Any], *, head: bool = False) -> None:
+    """Refuse fields that a pretrained network has of its own, where they are given another value.
+
+    Args:
+        ref: names the network.
+        given: fields that the caller wants.
+        own: the network's; None where no value of it would make sense.
+        head: they are its head's, which goes where `labels` are given.
+
+    Raises:
+        ValueError: naming the first such field.
+    """
+    wrong = [name for name, value in own.items() if name in given and (value is None or given[name] != value)]
+    if not wrong:
+        return
+    name = wrong[0]
+    if head:
+        reason = f"its head has {own[name]!r}. Give `labels` (or 'from_data'), and the head is a new one"
+    else:
+        reason = "its network is what it is. Leave the field out, or train a network from scratch"
+    raise ValueError(f"`{name}` cannot be {given[name]!r} with {ref}: {reason}.")
+
+
+def readable(values: Iterable[Any], parts: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:
+    """The parts of all values, without empty ones; those that cannot be read are reported where they are trained on."""
+    for value in values:
+        try:
+            yield from [part for part in parts(value) if part is not None and part != ""]
+        except BadExampleError:
+            continue
 
 
 def require_room(ref: str | Path, preset: Pretrained, max_length: int) -> None:

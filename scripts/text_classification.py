@@ -44,15 +44,17 @@ def read(
     )
 
 
-def baseline(train: Any, validation: Any) -> str:
-    """A logistic regression on TF-IDF of the same examples, where scikit-learn is installed."""
-    from nlp.baselines import tfidf_baseline
+def baseline(train: Any, validation: Any, config: Any) -> str:
+    """A linear model on TF-IDF of the same examples, where scikit-learn is installed."""
+    from nlp.baselines import Kind, tfidf_baseline
 
+    kind: Kind = "regression" if config.regression else "multi_label" if config.multi_label else "classification"
     try:
-        scores = tfidf_baseline(train, validation)
+        scores = tfidf_baseline(train, validation, kind=kind)
     except ImportError:
         return "not measured: pip install scikit-learn"
-    return f"{scores}  (logistic regression on TF-IDF, C {scores.details['strength']:g})"
+    name = "ridge regression" if config.regression else "logistic regression"
+    return f"{scores}  ({name} on TF-IDF, strength {scores.details['strength']:g})"
 
 
 def details(metrics: Any, pictures: Path | None) -> Sequence[str]:

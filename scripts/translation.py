@@ -41,7 +41,7 @@ def read(
     )
 
 
-def baseline(train: Any, validation: Any) -> str:
+def baseline(train: Any, validation: Any, config: Any) -> str:
     """A dictionary learned from the same pairs, and the sources as they are."""
     from nlp.word_translation import word_translation_baseline
 

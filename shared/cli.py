@@ -64,7 +64,7 @@ class TaskCommand:
     names the config fields that `train --help` shows; `--help-all` shows every one. `details` turns an evaluation's
     details into lines to print, and may write pictures into the directory that it is given. `inputs` turns the inputs
     of `predict` as they were typed into what the pipeline takes, and `answer_options` name keywords of it;
-    `baseline(train, validation)` is a line about a simple model, printed beside the result.
+    `baseline(train, validation, config)` is a line about a simple model, printed beside the result.
     """
 
     name: str
@@ -76,7 +76,7 @@ class TaskCommand:
     details: Callable[[Any, Path | None], Sequence[str]] | None = None
     inputs: Callable[[Sequence[str]], Iterable[Any]] = iter
     inputs_help: str = "an input, such as a file"
-    baseline: Callable[[Any, Any], str] | None = None
+    baseline: Callable[[Any, Any, Any], str] | None = None
     reader_options: tuple[ReaderOption, ...] = ()
     answer_options: tuple[AnswerOption, ...] = ()
 
@@ -143,11 +143,19 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
     )
     if validation is not None:
         print(f"validation  {pipeline.evaluate(validation, max_bad_share=share)}")
-        if command.baseline is not None:
-            print(f"baseline    {command.baseline(train, validation)}")
     pipeline.save(output)
     shutil.rmtree(checkpoint, ignore_errors=True)
     print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
+    if validation is not None and command.baseline is not None:
+        print(f"baseline    {_baseline(command, train, validation, pipeline.config)}")
+
+
+def _baseline(command: TaskCommand, train: Any, validation: Any, config: Config) -> str:
+    assert command.baseline is not None
+    try:
+        return command.baseline(train, validation, config)
+    except ValueError as error:  # the model is trained and saved: what fails beside it is no failure
+        return f"not measured: {error}"
 
 
 def _read(command: TaskCommand, options: argparse.Namespace, path: str, split: str, max_bad_share: float) -> Any:

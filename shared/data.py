@@ -292,8 +292,7 @@ class InputPipeline:
     def _report(self, index: int, error: BadExampleError) -> None:
         if self.loading.max_bad_share == 0:
             raise error
-        where, _, reason = str(error).partition(": ")
-        self._bad[index] = BadRecord(where, reason or where)
+        self._bad[index] = BadRecord(error.where or f"example {index}", error.reason)
         logger.warning("skipped example %d: %s", index, error)
         total = self.num_examples + len(self._bad)
         allowed = math.ceil(self.loading.max_bad_share * total)

@@ -25,7 +25,16 @@ _COMPARED = 16
 
 
 class BadExampleError(ValueError):
-    """An example that cannot be read; the input pipeline skips, counts and reports it."""
+    """An example that cannot be read; the input pipeline skips, counts and reports it.
+
+    Args:
+        reason: what is wrong.
+        where: its file, or what else tells it from others; left out, its number does.
+    """
+
+    def __init__(self, reason: str, where: object = None) -> None:
+        super().__init__(reason if where is None else f"{where}: {reason}")
+        self.reason, self.where = reason, None if where is None else str(where)
 
 
 @dataclass(frozen=True)

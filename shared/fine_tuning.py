@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import keras
 import numpy as np
 
@@ -12,7 +14,8 @@ NUM_LAYER_GROUPS = 6
 
 def layer_groups(trunk: keras.Model) -> list[list[keras.layers.Layer]]:
     """The layers that have weights of their own, in the order of the forward pass, in six groups of about one size."""
-    weighted = [layer for layer in trunk._flatten_layers(include_self=False) if _own_variables(layer)]
+    unique = {id(layer): layer for layer in _in_order(trunk)}
+    weighted = [layer for layer in unique.values() if _own_variables(layer)]
     return [list(part) for part in np.array_split(np.asarray(weighted, dtype=object), NUM_LAYER_GROUPS)]
 
 
@@ -39,6 +42,13 @@ def rate_factors(model: keras.Model, trunk: keras.Model, layer_decay: float) -> 
     return [
         layer_decay ** (NUM_LAYER_GROUPS - depth[id(v)]) if id(v) in depth else 1.0 for v in model.trainable_variables
     ]
+
+
+def _in_order(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """The layers within a layer, each before those within it; Keras's own walk has inner ones the other way round."""
+    for part in layer.layers if isinstance(layer, keras.Model) else layer._layers:
+        yield part
+        yield from _in_order(part)
 
 
 def _own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:

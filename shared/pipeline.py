@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
-from shared.artifact import MANIFEST, load_manifest, read_artifact, save_artifact
+from shared.artifact import MANIFEST, read_artifact, save_artifact
 from shared.config import Config
 from shared.data import Loading
 from shared.training_config import TrainingConfig
@@ -265,7 +265,7 @@ class Pipeline(abc.ABC):
 
 def load_pipeline(path: str | Path) -> Pipeline:
     """The pipeline in a saved directory, whatever its task."""
-    task = load_manifest(Path(path))["task"]
+    task = read_artifact(Path(path), lambda _, manifest: str(manifest["task"]))
     if task not in _PIPELINES:
         raise ValueError(f"{path} holds a pipeline for {task!r}; this version knows {', '.join(_PIPELINES)}.")
     module, _, name = _PIPELINES[task].partition(":")

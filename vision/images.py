@@ -102,26 +102,26 @@ def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise BadExampleError(f"{path}: no such file") from error
+        raise BadExampleError("no such file", path) from error
     except IsADirectoryError as error:
-        raise BadExampleError(f"{path}: is a directory, expected an image file") from error
+        raise BadExampleError("is a directory, expected an image file", path) from error
     except PermissionError as error:
-        raise BadExampleError(f"{path}: no permission to read it") from error
+        raise BadExampleError("no permission to read it", path) from error
     except (OSError, ValueError) as error:
         # A name that is too long or holds a null character, a file where a directory is expected, a failing disk.
-        raise BadExampleError(f"{path}: cannot be read ({error})") from error
+        raise BadExampleError(f"cannot be read ({error})", path) from error
 
 
 def _decode(data: bytes, name: str, max_pixels: int, min_side: int | None) -> np.ndarray:
     try:
         header = read_image_header(data)
     except BadExampleError as error:
-        raise BadExampleError(f"{name}: {error}") from error
+        raise BadExampleError(str(error), name) from error
     if header.width < 1 or header.height < 1:
-        raise BadExampleError(f"{name}: the header claims {header.width}x{header.height} pixels")
+        raise BadExampleError(f"the header claims {header.width}x{header.height} pixels", name)
     if header.width * header.height > max_pixels:
         raise BadExampleError(
-            f"{name}: the header claims {header.width}x{header.height} pixels, more than the {max_pixels} allowed"
+            f"the header claims {header.width}x{header.height} pixels, more than the {max_pixels} allowed", name
         )
     if header.format in ("webp", "tiff") or (header.format == "bmp" and header.components not in (1, 3, 4)):
         return oriented(_decode_with_opencv(data, name, header), header.orientation)
@@ -142,14 +142,14 @@ def _decode_jpeg(data: bytes, name: str, header: ImageHeader, min_side: int | No
     # OpenCV gives the very pixels of `_jpeg` below, with less overhead a call, but fills what a truncated file lacks
     # with grey. The end marker cannot occur within the compressed data, so its absence tells.
     if data.rfind(b"\xff\xd9", header.frame) < 0:
-        raise BadExampleError(f"{name}: the JPEG data is truncated")
+        raise BadExampleError("the JPEG data is truncated", name)
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     if min_side is not None:
         short = min(header.width, header.height)
         flags |= next((flag for factor, flag in _REDUCED if short // factor >= min_side), 0)
     pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:
-        raise BadExampleError(f"{name}: the JPEG data is damaged")
+        raise BadExampleError("the JPEG data is damaged", name)
     return pixels
 
 
@@ -160,7 +160,7 @@ def _decode_with_tensorflow(data: bytes, name: str, header: ImageHeader) -> np.n
         try:
             pixels: np.ndarray = DECODERS[header.format](data).numpy()
         except tf.errors.InvalidArgumentError as error:
-            raise BadExampleError(f"{name}: the {header.format.upper()} data is truncated or damaged") from error
+            raise BadExampleError(f"the {header.format.upper()} data is truncated or damaged", name) from error
     return oriented(pixels, header.orientation)
 
 
@@ -170,9 +170,9 @@ def _decode_with_opencv(data: bytes, name: str, header: ImageHeader) -> np.ndarr
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise BadExampleError(f"{name}: the image data is truncated or damaged") from error
+        raise BadExampleError("the image data is truncated or damaged", name) from error
     if pixels is None:
-        raise BadExampleError(f"{name}: the image data is truncated or damaged")
+        raise BadExampleError("the image data is truncated or damaged", name)
     if header.format == "tiff" and pixels.dtype == np.uint8 and pixels.shape[2:] == (4,):
         # libtiff has multiplied these colours by their alpha already.
         white = 255 - pixels[..., 3:]
@@ -180,7 +180,7 @@ def _decode_with_opencv(data: bytes, name: str, header: ImageHeader) -> np.ndarr
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
     if pixels.dtype != np.uint8:
-        raise BadExampleError(f"{name}: samples of type {pixels.dtype} are not read; convert to 8 or 16 bit")
+        raise BadExampleError(f"samples of type {pixels.dtype} are not read; convert to 8 or 16 bit", name)
     if pixels.ndim == 3 and pixels.shape[-1] in (3, 4):
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[-1] == 3 else cv2.COLOR_BGRA2RGBA)
     return _from_array(pixels)

@@ -171,3 +171,18 @@ def test_hugging_face_and_back(fitted: EntityRecognizer, tmp_path) -> None:
     new.fit(Examples([("Acme", "sells")] * 8, [("B-ORG", "O")] * 8), training=TRAINING.replace(epochs=2))
     with pytest.raises(ValueError, match="conditional random field"):
         new.save_hugging_face(tmp_path / "other")
+
+
+@pytest.mark.parametrize("fields", [{"scheme": "BIOES"}, {"crf": True}, {"num_layers": 2}])
+@pytest.mark.parametrize("start", ["saved", "exported"])
+def test_a_pretrained_network_stays_what_it_is(fitted: EntityRecognizer, tmp_path, start, fields) -> None:
+    fitted.save(tmp_path / "saved")
+    fitted.save_hugging_face(tmp_path / "exported")
+    (field,) = fields
+    with pytest.raises(ValueError, match=field):
+        EntityRecognizer.from_preset(tmp_path / start, **fields)
+    again = EntityRecognizer.from_preset(tmp_path / start)
+    text = "Alan Turing went to Rome."
+    assert [(e.text, e.label) for e in again.predict([text])[0]] == [
+        (e.text, e.label) for e in fitted.predict([text])[0]
+    ]

@@ -73,6 +73,43 @@ def test_text_classification_from_train_to_predict(capsys, tmp_path, reviews):
     assert [answers[i]["labels"][0] for i in (0, 1, 3)] == ["good", "good", "bad"]
 
 
+@pytest.mark.parametrize(
+    ("flag", "labels", "name"),
+    [
+        ("--multi-label", ("warm|short", "short", "warm", "none"), "logistic regression"),
+        ("--regression", ("0.5", "1", "4.5", "3"), "ridge regression"),
+    ],
+)
+def test_other_targets_have_a_baseline_too(capsys, tmp_path, flag, labels, name):
+    table, model = tmp_path / "table.tsv", tmp_path / "model"
+    rows = [f"a film number {i} of kind {i % 4}\t{labels[i % 4]}" for i in range(40)]
+    table.write_text("text\tlabel\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    data = ("--train", table, "--validation", table, "--output", model)
+    separator = ("--label-separator", "|") if flag == "--multi-label" else ()
+    code, out, err = call(
+        capsys, "text_classification", "train", *data, flag, *separator, "--epochs", 1, "--learning-rate", 0.01, *_SMALL
+    )
+    assert code == 0, err
+    (line,) = [line for line in out.splitlines() if line.startswith("baseline")]
+    assert name in line
+    assert ("pearson" if flag == "--regression" else "macro_f1") in line
+    code, _, err = call(capsys, "text_classification", "predict", "--model", model, "a film")
+    assert code == 0, err
+
+
+def test_a_baseline_that_fails_costs_no_model(capsys, tmp_path, reviews, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("empty vocabulary")
+
+    monkeypatch.setattr("nlp.baselines.tfidf_baseline", fail)
+    data = ("--train", reviews, "--validation", reviews, "--output", tmp_path / "model")
+    code, out, err = call(capsys, "text_classification", "train", *data, "--epochs", 1, *_SMALL)
+    assert code == 0, err
+    assert "baseline    not measured: empty vocabulary" in out
+    code, _, err = call(capsys, "text_classification", "predict", "--model", tmp_path / "model", "a film")
+    assert code == 0, err
+
+
 def test_columns_of_a_table_are_named_by_flags(capsys, tmp_path):
     table, model = tmp_path / "table.csv", tmp_path / "model"
     table.write_text("id;remark;kind\n1;fine;a|b\n2;poor;b\n3;good;a\n", encoding="utf-16")

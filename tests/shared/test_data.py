@@ -25,7 +25,7 @@ def encode(value: Any, target: Any) -> Arrays:
 
 def encode_most(value: Any, target: Any) -> Arrays:
     if value in {3, 11, 30}:
-        raise BadExampleError(f"file-{value}: cannot be read")
+        raise BadExampleError("cannot be read", f"file-{value}")
     return encode(value, target)
 
 
@@ -253,7 +253,7 @@ def test_too_many_bad_examples_end_an_epoch(make):
 def test_the_share_is_one_of_the_whole_set_wherever_the_bad_ones_stand(make):
     def encode_tail(value: Any, target: Any) -> Arrays:
         if value < 3:
-            raise BadExampleError(f"file-{value}: cannot be read")
+            raise BadExampleError("cannot be read", f"file-{value}")
         return encode(value, target)
 
     pipeline = InputPipeline(make(), Stages(encode=encode_tail), Loading(max_bad_share=0.06))
@@ -420,7 +420,7 @@ def test_an_empty_dataset_of_unknown_length_is_refused():
 
 def test_a_set_of_bad_examples_only_is_never_tolerated():
     def fail(*_: Any) -> Arrays:
-        raise BadExampleError("x: unreadable")
+        raise BadExampleError("unreadable", "x")
 
     with pytest.raises(ValueError, match="None of the 1 examples"):
         list(InputPipeline(([1], [1]), Stages(encode=fail), Loading(max_bad_share=1.0)).epoch())

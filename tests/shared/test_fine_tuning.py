@@ -69,3 +69,13 @@ def test_rates_fall_towards_the_first_layers(networks):
     assert factors["block_0/scale"] == 0.5**6
     assert factors["block_3/norm/gamma"] == 0.5
     assert rate_factors(model, trunk, 1.0) == [1.0] * len(factors)
+
+
+def test_groups_follow_the_forward_pass_through_nested_models():
+    inner_input = keras.Input((4,))
+    inner = keras.Model(inner_input, Block(name="block_1")(Block(name="block_0")(inner_input)), name="inner_model")
+    features = keras.Input((4,))
+    x = inner(keras.layers.Dense(4, name="first")(features))
+    trunk = keras.Model(features, keras.layers.Dense(4, name="last")(x), name="trunk")
+    names = [layer.name for group in layer_groups(trunk) for layer in group]
+    assert names == ["first", "block_0", "inner", "norm", "block_1", "inner", "norm", "last"]

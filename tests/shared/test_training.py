@@ -338,7 +338,7 @@ def test_early_stopping_and_best_weights_survive_a_resume(tmp_path, monkeypatch)
 def test_bad_examples_are_the_same_after_a_resume(tmp_path, monkeypatch):
     def encode(value: int, target: int) -> Arrays:
         if value in {2, 9, 17}:
-            raise BadExampleError(f"line {value}: empty")
+            raise BadExampleError("empty", f"line {value}")
         return {"x": np.full(3, value / 24, np.float32), "y": np.float32([value % 2])}
 
     def task() -> TrainingTask:
