@@ -120,7 +120,7 @@ def word_piece_model(record: Mapping[str, Any], added_ids: np.ndarray) -> GraphM
         ids = tf.gather(tf.reshape(ids, [-1]), tf.maximum(sizes - 1, 0) * tf.size(sizes) + positions(sizes))
         ended = positions(word) - within + length
         readable = tf.cast(tf.where(starts & (length <= longest))[:, 0], tf.int32)
-        taken, failed = _steps(readable, sizes, ended)
+        taken, failed = walked(readable, sizes, ended)
         failed_words = tf.math.unsorted_segment_max(tf.cast(failed, tf.int32), word, tf.size(word)) > 0
         unknown_word = tf.gather(failed_words, word) | (length > longest)
         ids = added(characters.codes, tf.where(unknown_word, unknown, ids))
@@ -130,7 +130,7 @@ def word_piece_model(record: Mapping[str, Any], added_ids: np.ndarray) -> GraphM
     return GraphModel(model, trie)
 
 
-def _steps(places: tf.Tensor, sizes: tf.Tensor, ended: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def walked(places: tf.Tensor, sizes: tf.Tensor, ended: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Walk each word from its first character by the sizes of its tokens: where tokens begin, and where none does."""
     nowhere = tf.zeros_like(sizes, tf.bool)
 
@@ -254,10 +254,10 @@ def _most_probable(
         (0, tf.tile(first[None], [tf.size(firsts), 1]), chosen),
         shape_invariants=(tf.TensorShape(()), tf.TensorShape((None, None)), None),
     )
-    return _traced_back(chosen.concat(), tf.cumsum(active, exclusive=True), firsts, lengths, count)
+    return traced_back(chosen.concat(), tf.cumsum(active, exclusive=True), firsts, lengths, count)
 
 
-def _traced_back(
+def traced_back(
     chosen: tf.Tensor, offsets: tf.Tensor, firsts: tf.Tensor, lengths: tf.Tensor, count: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """From each word's end to its beginning by the sizes that were chosen at each step."""
@@ -297,14 +297,14 @@ def byte_pair_model(record: Mapping[str, Any], added_ids: np.ndarray) -> GraphMo
         (vocabulary[first] << 32) + vocabulary[second]: (rank << 32) + vocabulary[first + second]
         for rank, (first, second) in enumerate(merges)
     }
-    table, many = Table(rules or [-1], rules.values() or [-1]), _in_order(rules)
+    table, many = Table(rules or [-1], rules.values() or [-1]), in_order(rules)
     of_byte = tf.constant([vocabulary[letters[byte]] for byte in range(256)], tf.int32)
     added = _added(added_ids)
 
     def model(characters: Characters) -> Tokens:
-        letters, byte = _utf8(characters)
+        letters, byte = utf8_bytes(characters)
         symbols = added(letters.codes, tf.gather(of_byte, byte))
-        places, symbols = _merged(symbols, letters.parts, table, many=many)
+        places, symbols = merged_pairs(symbols, letters.parts, table, many=many)
         order = tf.argsort(places)
         return Tokens(tf.gather(symbols, order), tf.gather(letters.rows, tf.gather(places, order)))
 
@@ -318,7 +318,7 @@ def byte_letters() -> list[str]:
     return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
 
 
-def _in_order(rules: Mapping[int, int]) -> bool:
+def in_order(rules: Mapping[int, int]) -> bool:
     """Whether no rule can apply to what a later rule makes: then all equal pairs of a word can be merged at once."""
     made: dict[int, int] = {}
     for value in rules.values():
@@ -328,7 +328,7 @@ def _in_order(rules: Mapping[int, int]) -> bool:
     )
 
 
-def _utf8(characters: Characters) -> tuple[Characters, tf.Tensor]:
+def utf8_bytes(characters: Characters) -> tuple[Characters, tf.Tensor]:
     """Each character once for each byte of its UTF-8 form, and the bytes, int32; an added token is one byte."""
     codes = characters.codes
     size = 1 + sum(tf.cast(codes >= limit, tf.int32) for limit in (0x80, 0x800, 0x10000))
@@ -343,7 +343,7 @@ def _utf8(characters: Characters) -> tuple[Characters, tf.Tensor]:
     return spread, tf.where(spread.codes >= NUM_CODES, 0, byte)
 
 
-def _merged(symbols: tf.Tensor, words: tf.Tensor, table: Table, *, many: bool) -> tuple[tf.Tensor, tf.Tensor]:
+def merged_pairs(symbols: tf.Tensor, words: tf.Tensor, table: Table, *, many: bool) -> tuple[tf.Tensor, tf.Tensor]:
     """Merge pairs within words until no rule is left: places (of first bytes) and symbols, words in any order."""
     nothing = np.iinfo(np.int64).max
     done = tf.TensorArray(tf.int32, 0, dynamic_size=True, element_shape=(None, 2), infer_shape=False)

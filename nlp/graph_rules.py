@@ -125,7 +125,8 @@ def replaced(characters: Characters, rows: tf.Tensor, texts: tf.RaggedTensor) ->
     return kept._replace(codes=tf.where(row == 0, kept.codes, tf.gather(texts.flat_values, place)))
 
 
-def _texts(texts: Sequence[Sequence[int]]) -> tf.RaggedTensor:
+def text_table(texts: Sequence[Sequence[int]]) -> tf.RaggedTensor:
+    """Texts as code points, for `replaced`: the first is never taken, and the last is a filler."""
     lengths = np.array([len(text) for text in texts], np.int32)
     flat = np.array([code for text in texts for code in text] + [0], np.int32)
     splits = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -135,7 +136,7 @@ def _texts(texts: Sequence[Sequence[int]]) -> tf.RaggedTensor:
 
 def _mapping(table: CharacterMap) -> Rule:
     # A text more at the end takes the filler.
-    texts, rows = _texts([*table.texts, ()]), CodeTable(table.rows)
+    texts, rows = text_table([*table.texts, ()]), CodeTable(table.rows)
     return lambda characters: replaced(characters, rows(characters.codes), texts)
 
 
@@ -325,7 +326,7 @@ def _precompiled(data: bytes) -> Rule:
         if len(key) == 1:
             single[ord(key)] = number
     longer = sorted((_key(*map(ord, key)), number) for key, number in numbers.items() if len(key) in (2, 3))
-    table, texts = CodeTable(single), _texts([(), *(tuple(map(ord, text)) for text in rules.values()), ()])
+    table, texts = CodeTable(single), text_table([(), *(tuple(map(ord, text)) for text in rules.values()), ()])
     keys = tf.constant([key for key, _ in longer] + [np.iinfo(np.int64).max], tf.int64)
     values = tf.constant([number for _, number in longer] + [0], tf.int32)
     clusters = _clusters()
@@ -424,7 +425,7 @@ def _split(classes: np.ndarray) -> Rule:
 
 def _prefix(code: int) -> Rule:
     """Put `code` before each part that does not begin with it; added tokens stay as they are."""
-    texts = _texts([(), (code,), ()])
+    texts = text_table([(), (code,), ()])
 
     def rule(characters: Characters) -> Characters:
         wanted = characters.starts & (characters.codes != code) & (characters.codes < NUM_CODES)

@@ -201,14 +201,14 @@ def character_map_parts(data: bytes) -> tuple[np.ndarray, bytes]:
     if not 1024 <= size < len(data) - 4 or size % 1024 or data[-1]:
         raise ValueError("a character map whose parts do not fit together")
     units, texts = np.frombuffer(data, "<u4", size // 4, 4), data[4 + size :]
-    places = _values(units.astype(np.int64))
+    places = character_map_values(units.astype(np.int64))
     if (places >= len(texts)).any():
         raise ValueError("a character map that points behind its end")
     texts.decode("utf-8")
     return units, texts
 
 
-def _values(units: np.ndarray) -> np.ndarray:
+def character_map_values(units: np.ndarray) -> np.ndarray:
     """All values of a double array: int64. Looks at every place that a search can reach, once."""
     labels = np.arange(1, 256)
     seen = np.zeros(len(units), bool)
