@@ -80,6 +80,9 @@ class InGraphTranslation(tf.Module):
         self._pieces = _Pieces(source)
         codes, ids = list(source.languages), list(source.languages.values())
         self._codes = _string_table(codes, ids) if codes else None
+        self._heads = tf.constant(ids, tf.int32)
+        spelled = [text.decode("utf-8", "replace") for text in source.spelling]
+        self._says = tf.constant([bool(text.strip()) and i != source.unknown_id for i, text in enumerate(spelled)])
         spelling = np.empty(target.size + 1, object)
         spelling[:] = [*target.spelling, b""]
         self._spelling = tf.constant(spelling, tf.string)
@@ -107,6 +110,36 @@ class InGraphTranslation(tf.Module):
         ends = tf.fill([count, 1], self._end)
         rows = tf.concat([heads.with_row_splits_dtype(tf.int64), self._pieces(texts), ends], axis=1)
         return rows.to_tensor(self._pad), tf.sequence_mask(rows.row_lengths())
+
+    def knows(self, token_ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """Bool (B,): whether any source id is one of something known, as `TranslationTokenizer.knows` has it."""
+        return tf.reduce_any(tf.gather(self._says, token_ids) & mask, axis=1)
+
+    def parts(self, token_ids: tf.Tensor, mask: tf.Tensor, limit: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Rows of more than `limit` ids, at least 3, cut into parts of like length; each has the row's language.
+
+        Args:
+            token_ids: what `encode` gave.
+            mask: what `encode` gave.
+            limit: most ids of a part, the end among them.
+
+        Returns:
+            Ids, int32 (P, T), and mask, bool (P, T), of the parts, and the row of each, int32 (P,), ascending.
+        """
+        head = tf.zeros_like(token_ids[:, 0])
+        if self._codes is not None:
+            head = tf.cast(tf.reduce_any(token_ids[:, :1] == self._heads[None], axis=1), tf.int32)
+        sizes = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1) - 1 - head
+        counts = tf.maximum(-(-sizes // (limit - 1 - head)), 1)
+        rows = tf.repeat(tf.range(tf.size(counts)), counts)
+        head, size, count = (tf.gather(values, rows)[:, None] for values in (head, sizes, counts))
+        number = (tf.range(tf.size(rows)) - tf.gather(tf.cumsum(counts, exclusive=True), rows))[:, None]
+        first, last = number * size // count, (number + 1) * size // count
+        place = tf.range(tf.reduce_max(head + last - first) + 1)[None]
+        source = tf.where(place < head, 0, first + place)
+        ids = tf.gather(tf.gather(token_ids, rows), tf.minimum(source, tf.shape(token_ids)[1] - 1), batch_dims=1)
+        end = head + last - first
+        return tf.where(place < end, ids, tf.where(place == end, self._end, self._pad)), place <= end, rows
 
     def decode(self, ids: tf.Tensor) -> tf.Tensor:
         """Texts, as `TranslationTokenizer.decode` gives them: strings (B,) of target ids, int (B, T)."""

@@ -46,17 +46,18 @@ def pair_arrays(source_ids: Sequence[int], target_ids: Sequence[int], *, max_len
 
 
 def longer_side(arrays: Arrays) -> int:
-    """Tokens of the longer side, by which pairs are brought together in batches."""
-    return max(len(arrays["source_ids"]), len(arrays["targets"]))
+    """Tokens to which the longer side is padded, by which pairs are brought together in batches."""
+    return padded_length(max(len(arrays["source_ids"]), len(arrays["targets"])))
 
 
-def stack_pairs(examples: Sequence[Arrays], *, start_id: int, pad_id: int) -> Arrays:
+def stack_pairs(examples: Sequence[Arrays], *, start_id: int, pad_id: int, limit: int | None = None) -> Arrays:
     """A batch for training: `source_ids` (B, S), `source_mask` (B, S), `target_ids` (B, T) and `targets` (B, T).
 
     `target_ids` are what the decoder reads, the targets behind `start_id`; padding of `targets` is -1.
+    S and T are at most `limit`, the most tokens that the model takes, of which no example has more.
     """
-    sources = padded_ids([example["source_ids"] for example in examples], pad_id)
-    targets = padded_ids([example["targets"] for example in examples], NO_TARGET)
+    sources = padded_ids([example["source_ids"] for example in examples], pad_id, limit=limit)
+    targets = padded_ids([example["targets"] for example in examples], NO_TARGET, limit=limit)
     read = np.full_like(targets, start_id)
     read[:, 1:] = np.where(targets[:, :-1] == NO_TARGET, pad_id, targets[:, :-1])
     lengths = np.asarray([len(example["source_ids"]) for example in examples])
@@ -64,9 +65,10 @@ def stack_pairs(examples: Sequence[Arrays], *, start_id: int, pad_id: int) -> Ar
     return {"source_ids": sources, "source_mask": mask, "target_ids": read, "targets": targets}
 
 
-def padded_ids(rows: Sequence[Sequence[int] | np.ndarray], fill: int) -> np.ndarray:
-    """Rows of ids as one array (B, T) int32, T one of a few lengths."""
-    padded = np.full((len(rows), padded_length(max(len(row) for row in rows))), fill, np.int32)
+def padded_ids(rows: Sequence[Sequence[int] | np.ndarray], fill: int, *, limit: int | None = None) -> np.ndarray:
+    """Rows of ids as one array (B, T) int32, T one of a few lengths, and at most `limit`, the longest a row may be."""
+    width = padded_length(max(len(row) for row in rows))
+    padded = np.full((len(rows), width if limit is None else min(width, limit)), fill, np.int32)
     for place, row in zip(padded, rows, strict=True):
         place[: len(row)] = row
     return padded

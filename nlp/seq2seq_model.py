@@ -119,12 +119,13 @@ class Seq2SeqModel:
         Rows are sorted by length, so that little is padded, and go through in batches of at most `batch_size` texts and
         a fixed number of tokens, so that memory stays bounded.
         """
+        limit = getattr(self.model, "longest_target", None)
         answers: list[Any] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
         while order:
             room = _TOKENS_PER_BATCH // (len(rows[order[0]]) * decoding.lanes)
             chosen, order = order[: max(1, min(batch_size, room))], order[max(1, min(batch_size, room)) :]
-            ids = padded_ids([rows[number] for number in chosen], decoding.pad_id)
+            ids = padded_ids([rows[number] for number in chosen], decoding.pad_id, limit=limit)
             lengths = np.asarray([len(rows[number]) for number in chosen])
             found = decode(self.model, ids, np.arange(ids.shape[1]) < lengths[:, None], decoding)
             for place, number in enumerate(chosen):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from shared.export import ExportReport
+    from shared.export import Endpoint, ExportReport
     from shared.training import TrainingTask
     from shared.training_config import TrainingConfig
 
@@ -128,7 +128,8 @@ class Translator(Pipeline):
             config_fields: fields of `TranslatorConfig` that shall differ from the preset's.
 
         Raises:
-            ValueError: for a checkpoint of an unknown family or with weights that do not fit.
+            ValueError: for a checkpoint of an unknown family or with weights that do not fit, and for a `max_length`
+                beyond the network's positions.
             FileNotFoundError: where the preset's package or directory is missing; the message says what to install.
         """
         from nlp.presets import PRESETS
@@ -138,6 +139,7 @@ class Translator(Pipeline):
         if source.layout == "triptych":
             saved = cls.load(str(source.directory))
             translator = cls(TranslatorConfig.from_dict(saved.config.to_dict() | config_fields))
+            _require_room(ref, saved._seq2seq, translator.config.max_length)
             translator._seq2seq = saved._seq2seq
         else:
             seq2seq = Seq2SeqModel.from_checkpoint(source, seed=int(config_fields.get("seed", 0)))
@@ -148,6 +150,7 @@ class Translator(Pipeline):
                 "max_length": min(TranslatorConfig().max_length, getattr(seq2seq.model, "longest_target", None) or 256),
             }
             translator = cls(TranslatorConfig.from_dict(fields | config_fields))
+            _require_room(ref, seq2seq, translator.config.max_length)
             translator._seq2seq = seq2seq
             record = source.record or {}
             translator.provenance = {
@@ -236,7 +239,9 @@ class Translator(Pipeline):
         decoding = self._seq2seq.require_decoding()
         stages = Stages(
             encode=self._encode,
-            collate=lambda examples: stack_pairs(examples, start_id=decoding.start_id, pad_id=decoding.pad_id),
+            collate=lambda examples: stack_pairs(
+                examples, start_id=decoding.start_id, pad_id=decoding.pad_id, limit=self.config.max_length
+            ),
             length=longer_side,
         )
         batches = InputPipeline(source, stages, training_loading(training))
@@ -406,11 +411,29 @@ class Translator(Pipeline):
             return export_litert(path, logits_endpoint(self.model, batch), track=[self.model])
         if format == "onnx":
             return export_onnx(path, logits_endpoint(self.model, batch))
-        endpoints = {
+        twin, from_texts = self._text_endpoint(decoding)
+        endpoints = from_texts | {
             "serve_tokens": token_endpoint(self.model, decoding, batch, self._seq2seq.decode(rows, decoding, 32)),
             "serve_logits": logits_endpoint(self.model, batch),
         }
-        return export_saved_model(path, endpoints, track=[self.model])
+        return export_saved_model(path, endpoints, track=[self.model, *twin])
+
+    def _text_endpoint(self, decoding: DecodingConfig) -> tuple[list[tf.Module], dict[str, Endpoint]]:
+        """The tokenizer's twin for graphs and what takes strings; nothing where the tokenizer has no twin."""
+        from nlp.in_graph_translation import in_graph_translation
+        from nlp.models.translation_serving import text_endpoint
+
+        try:
+            twin = in_graph_translation(self._seq2seq.require_tokenizer(), language=self.config.language)
+        except ValueError as error:
+            logger.warning("the export takes tokens only, no strings: %s", error)
+            return [], {}
+        # Longer ones are cut elsewhere than `predict` does.
+        texts = [text for text in (*_SAMPLE_TEXTS, "", "?!") if len(self._pieces(text, self.config.language)) < 2]
+        expected = [self.predict([text], decoding=decoding)[0].text for text in texts]
+        prefix, limit = self.config.prefix, self.config.max_length
+        endpoint = text_endpoint(self.model, decoding, twin, texts, expected, prefix=prefix, limit=limit)
+        return [twin], {"serve": endpoint}
 
 
 @dataclass(frozen=True)
@@ -419,6 +442,12 @@ class _Piece:
 
     text: str
     ids: Sequence[int] = ()
+
+
+def _require_room(ref: str | Path, seq2seq: Seq2SeqModel, max_length: int) -> None:
+    longest = getattr(seq2seq.model, "longest_target", None)
+    if longest is not None and max_length > longest:
+        raise ValueError(f"{ref} takes at most {longest} tokens; received `max_length` {max_length}.")
 
 
 def _as_array(text: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What exported translators serve: functions from token ids to the token ids of translations, or to logits.
+"""What exported translators serve: functions from texts to translations, from token ids to theirs, or to logits.
 
 Shapes: B texts, S source tokens, T target tokens, V tokens to choose from.
 """
@@ -56,6 +56,51 @@ def token_endpoint(model: Any, decoding: DecodingConfig, batch: Arrays, expected
         example=tuple(batch[name].astype(np.int32) for name in names),
         expected=padded,
     )
+
+
+def text_endpoint(
+    model: Any,
+    decoding: DecodingConfig,
+    twin: Any,
+    texts: Sequence[str],
+    expected: Sequence[str],
+    *,
+    prefix: str,
+    limit: int,
+) -> Endpoint:
+    """From `texts` (B,) to their translations (B,), both strings.
+
+    Texts without letters and digits, or of nothing that the vocabulary knows, stay as they are. A text of more than
+    `limit` tokens is cut into parts of like length, and the parts' translations are joined with spaces.
+
+    Args:
+        model: the network.
+        decoding: how it searches.
+        twin: the tokenizer's twin (`nlp.in_graph_translation`).
+        texts: examples.
+        expected: what `predict` makes of them.
+        prefix: what is put before each text.
+        limit: most tokens that the network reads at once.
+    """
+    search = search_function(model, decoding)
+
+    def translations(texts: tf.Tensor) -> tf.Tensor:
+        ids, mask = twin.encode(tf.strings.join([prefix, texts]) if prefix else texts)
+        speaks = tf.strings.regex_full_match(texts, r"(?s).*[\pL\pN].*") & twin.knows(ids, mask)
+        ids, mask, rows = twin.parts(ids, mask, limit)
+        parts = tf.RaggedTensor.from_value_rowids(twin.decode(_best(search, ids, mask)), rows, nrows=tf.size(texts))
+        return tf.where(speaks, tf.strings.reduce_join(parts, axis=-1, separator=" "), texts)
+
+    return Endpoint(
+        function=lambda texts: tf.cond(tf.size(texts) > 0, lambda: translations(texts), lambda: texts),
+        signature=(tf.TensorSpec((None,), tf.string, name="texts"),),
+        example=(_bytes(texts),),
+        expected=_bytes(expected),
+    )
+
+
+def _bytes(texts: Sequence[str]) -> np.ndarray:
+    return np.asarray([text.encode("utf-8") for text in texts], object)
 
 
 def _best(search: Any, source_ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:

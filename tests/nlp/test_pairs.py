@@ -9,13 +9,20 @@ from shared.examples import BadExampleError
 
 def test_a_batch_for_a_decoder_that_is_told_the_tokens_before():
     examples = [pair_arrays([5, 6, 1], [7, 1], max_length=8), pair_arrays([5, 1], [7, 8, 9, 1], max_length=8)]
-    assert [longer_side(example) for example in examples] == [3, 4]
+    assert [longer_side(example) for example in examples] == [4, 4]
     batch = stack_pairs(examples, start_id=2, pad_id=0)
     assert batch["source_ids"].tolist() == [[5, 6, 1, 0], [5, 1, 0, 0]]
     assert batch["source_mask"].tolist() == [[True, True, True, False], [True, True, False, False]]
     assert batch["targets"].tolist() == [[7, 1, -1, -1], [7, 8, 9, 1]]
     assert batch["target_ids"].tolist() == [[2, 7, 1, 0], [2, 7, 8, 9]]
     assert {array.dtype for array in batch.values()} == {np.dtype(np.int32), np.dtype(bool)}
+
+
+def test_padding_ends_where_the_model_does():
+    examples = [pair_arrays([5] * 33, [7] * 34, max_length=34)]
+    assert stack_pairs(examples, start_id=2, pad_id=0)["targets"].shape == (1, 40)
+    batch = stack_pairs(examples, start_id=2, pad_id=0, limit=34)
+    assert (batch["targets"].shape, batch["source_ids"].shape) == ((1, 34), (1, 34))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
 from typing import Any, ClassVar
 
 import pytest
@@ -79,7 +82,10 @@ def test_longer_sentences_than_the_model_takes_are_cut(fitted: Translator) -> No
     text = "one three " * 40 + "four."
     (answer,) = fitted.predict([text])
     assert len(fitted.tokenizer.encode([text])[0]) > fitted.config.max_length
-    assert answer.text.count("drei") >= 20
+    rows = [piece.ids for piece in fitted._pieces(text, "") if piece.ids]
+    assert max(len(row) for row in rows) <= fitted.config.max_length
+    assert sum(len(row) - 1 for row in rows) >= len(fitted.tokenizer.encode([text])[0]) - 1
+    assert answer.text.count("drei") >= len(rows) > 2
 
 
 def test_alternatives_come_with_falling_scores(fitted: Translator) -> None:
@@ -156,3 +162,42 @@ def test_a_translator_can_be_written_as_hugging_faces_marian(fitted: Translator,
     texts = ["one two three.", "seven"]
     assert again.predict(texts) == fitted.predict(texts)
     assert again.config.num_beams == fitted.config.num_beams
+
+
+def test_the_longest_pairs_fit_whatever_their_padding() -> None:
+    # 34 tokens would be padded to 40, and the network has positions for 34.
+    translator = Translator(TranslatorConfig(**(TINY | {"max_length": 34})))
+    data = numbers()
+    long = Examples([*data.inputs, " ".join(["seven"] * 33)], [*data.targets, " ".join(["sieben"] * 33)])
+    translator.fit(long, training=TRAINING.replace(epochs=1))
+    assert translator.tokenizer is not None
+    sizes = {len(row) for row in translator.tokenizer.encode([" ".join(["one"] * n) for n in range(30, 36)])}
+    assert 34 in sizes
+    assert len(translator.predict([" ".join(["one"] * n) for n in range(30, 36)])) == 6
+
+
+def test_a_preset_says_how_long_its_texts_may_be(fitted: Translator, tmp_path: Any) -> None:
+    fitted.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="at most 32 tokens; received `max_length` 40"):
+        Translator.from_preset(tmp_path / "saved", max_length=40)
+
+
+def test_an_exported_translator_takes_strings_without_this_project(fitted: Translator, tmp_path: Any) -> None:
+    fitted.export(tmp_path / "exported")
+    texts = ["one two.", "six", "", " ?! ", "three  four\x00", "☃☃", "seven six five."]
+    long = " ".join(["four"] * 100)
+    code = (
+        "import json, sys, tensorflow as tf\n"
+        "served = tf.saved_model.load(sys.argv[1])\n"
+        "assert not any(name in sys.modules for name in ('nlp', 'shared', 'keras_hub', 'tensorflow_text'))\n"
+        "answers = served.serve(tf.constant(json.loads(sys.argv[2]))).numpy()\n"
+        "assert served.serve(tf.constant([], tf.string)).shape == (0,)\n"
+        "print('ANSWERS', json.dumps([answer.decode() for answer in answers]))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "exported"), json.dumps([*texts, long])]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert child.returncode == 0, child.stderr
+    line = next(line for line in child.stdout.splitlines() if line.startswith("ANSWERS "))
+    *answers, of_long = json.loads(line.removeprefix("ANSWERS "))
+    assert answers == [answer.text for answer in fitted.predict(texts)]
+    assert of_long.count("vier") >= 8
