@@ -19,6 +19,22 @@ def test_it_is_the_cross_entropy_of_the_real_positions(label_smoothing):
     assert float(found) == pytest.approx(float(expected), abs=1e-6)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_its_gradient_is_that_of_the_plain_formula(label_smoothing):
+    real = TARGETS >= 0
+    gradients = []
+    for loss in (
+        lambda x: 3 * token_cross_entropy(x, tf.constant(TARGETS), label_smoothing=label_smoothing),
+        lambda x: 3 * cross_entropy(x[real], tf.constant(TARGETS[real]), label_smoothing=label_smoothing),
+    ):
+        logits = tf.constant(LOGITS)
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            value = loss(logits)
+        gradients.append(tf.convert_to_tensor(tape.gradient(value, logits)).numpy())
+    assert gradients[0] == pytest.approx(gradients[1], abs=1e-6)
+
+
 def test_padding_has_no_gradient_and_nothing_but_padding_no_loss():
     logits = tf.constant(LOGITS)
     with tf.GradientTape() as tape:
