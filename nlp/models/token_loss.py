@@ -27,7 +27,7 @@ def token_cross_entropy(logits: tf.Tensor, targets: tf.Tensor, *, label_smoothin
 def _smoothed(logits: tf.Tensor, tokens: tf.Tensor, label_smoothing: float) -> tf.Tensor:
     """Losses (N,) of logits (N, V) and token ids (N,).
 
-    With a gradient of its own, softmax - (1 - e) onehot - e / V: that of the parts would go over (N, V) four more times.
+    Their gradient, softmax - (1 - e) onehot - e / V, is made at once: one by parts goes over (N, V) four more times.
     """
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
