@@ -25,6 +25,9 @@ DECODERS = ("gpt2",)
 _HEAD_WEIGHT = "score.weight"
 # Tied to the embeddings, and causal masks that older versions saved.
 _LEFT_OUT = ("lm_head.weight", ".attn.bias", ".attn.masked_bias")
+# Heads of other tasks.
+_OTHER_HEADS = ("classifier.", "qa_outputs.", "multiple_choice_head.")
+_LAYER_PARTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,15 @@ class PretrainedDecoder:
         """Put the checkpoint's weights into an encoder built from `architecture`, and its head into `head`.
 
         Raises:
-            ValueError: where the checkpoint has more or fewer weights than the encoder has places.
+            ValueError: where the checkpoint lacks weights, has some that the encoder has no places for, or some of
+                other sizes.
         """
         import keras_hub
 
-        loaded = keras_hub.models.Backbone.from_preset(str(self.tokenizer_directory))
         tensors = read_safetensors(self.tokenizer_directory)
-        ours = {name: value for name, value in tensors.items() if not name.endswith((_HEAD_WEIGHT, *_LEFT_OUT))}
+        ours = {name.removeprefix("transformer."): value for name, value in tensors.items() if _is_backbones(name)}
+        self._require_names(set(ours))
+        loaded = keras_hub.models.Backbone.from_preset(str(self.tokenizer_directory))
         held = sum(value.size for value in ours.values())
         if held != loaded.count_params():
             raise ValueError(
@@ -80,6 +85,16 @@ class PretrainedDecoder:
             places.kernel.assign(weight.T)
             places.bias.assign(np.zeros(places.bias.shape, np.float32))
 
+    def _require_names(self, found: set[str]) -> None:
+        layers = (f"h.{number}.{part}" for number in range(self.config["num_layers"]) for part in _LAYER_PARTS)
+        expected = {f"{part}.{kind}" for part in (*layers, "ln_f") for kind in ("weight", "bias")}
+        expected |= {"wte.weight", "wpe.weight"}
+        faults = (("lacks", expected - found), ("has weights that its network has no places for:", found - expected))
+        for fault, names in faults:
+            if names:
+                first = ", ".join(sorted(names)[:3])
+                raise ValueError(f"{self.tokenizer_directory} {fault} {first} ({len(names)} in all).")
+
     def new_head_config(self, kind: HeadKind) -> HeadConfig:
         """A single linear map, as the family's own."""
         return HeadConfig(kind=kind, dropout=0.0)
@@ -87,6 +102,10 @@ class PretrainedDecoder:
     def load_hidden_layer(self, head: keras.Model, kind: HeadKind) -> bool:
         """There is none in this family."""
         return False
+
+
+def _is_backbones(name: str) -> bool:
+    return not name.endswith((_HEAD_WEIGHT, *_LEFT_OUT)) and not name.startswith(_OTHER_HEADS)
 
 
 def decoder_config(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -225,8 +225,15 @@ def _put_in_place(fresh: Path, path: Path) -> None:
         # Two renames: between them there is no `path`, and `_recover` puts the old version back. The old version
         # is deleted under the third name, which is never recovered: a kill can leave half of it.
         aside = _aside(path)
-        path.rename(aside)
-        fresh.rename(path)
+        for attempt in range(1, _READS + 1):
+            path.rename(aside)
+            try:
+                fresh.rename(path)
+                break
+            except OSError as error:
+                # Whoever loads meanwhile has put the old version back.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == _READS:
+                    raise
         aside.rename(fresh)
     _sync(path.parent)
 
@@ -260,7 +267,12 @@ def _recover(path: Path) -> None:
     """Put the old version back where a save was killed between two renames."""
     aside = _aside(path)
     if aside.is_dir() and not path.exists():
-        aside.rename(path)
+        try:
+            aside.rename(path)
+        except OSError:
+            # A save that was between its renames has gone on.
+            if not path.exists():
+                raise
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nlp import EntityRecognizer, TextClassifier
@@ -83,12 +83,25 @@ def test_an_export_takes_strings(classifier: TextClassifier, tmp_path: Path) -> 
         ({"activation_function": "relu"}, "`activation_function` must be 'gelu_new'"),
         ({"n_inner": 100}, "`n_inner` must be four times `n_embd`"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
-        ({"n_layer": 1}, "has places for"),
+        ({"n_layer": 1}, "has weights that its network has no places for: h.1.attn.c_attn.bias, .*12 in all"),
+        ({"n_layer": 3}, "lacks h.2.attn.c_attn.bias, .*12 in all"),
     ],
 )
 def test_what_would_compute_otherwise_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
         TextClassifier.from_preset(checkpoint(tmp_path / "model", **changes))
+
+
+def test_a_missing_weight_is_named_and_heads_of_other_tasks_are_left(tmp_path: Path) -> None:
+    directory = checkpoint(tmp_path / "model")
+    state = load_file(directory / "model.safetensors")
+    other = {"classifier.weight": np.zeros((4, 8), np.float32), "classifier.bias": np.zeros(4, np.float32)}
+    save_file(state | other, directory / "model.safetensors")
+    TextClassifier.from_preset(directory)
+    (name,) = [name for name in state if name.endswith("h.1.ln_2.bias")]
+    save_file({key: value for key, value in state.items() if key != name}, directory / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks h\.1\.ln_2\.bias \(1 in all\)"):
+        TextClassifier.from_preset(directory)
 
 
 def test_it_answers_for_texts_only_and_is_not_written_back(classifier: TextClassifier, tmp_path: Path) -> None:

@@ -253,6 +253,24 @@ def test_without_exchange_two_renames_do(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_a_load_between_two_renames_does_not_make_a_save_fail(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifact, "_renameat2", lambda: None)
+    save(tmp_path / "model", "one")
+    rename, loads = Path.rename, []
+
+    def renamed(self: Path, target: Path) -> Path:
+        result = rename(self, target)
+        if Path(target).name == ".model.old" and not loads:
+            loads.append(assert_whole(tmp_path / "model"))
+        return result
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    save(tmp_path / "model", "two")
+    assert loads == ["one"]
+    assert assert_whole(tmp_path / "model") == "two"
+    assert os.listdir(tmp_path) == ["model"]
+
+
 def test_a_kill_between_two_renames_is_made_good_by_loading_and_by_saving(tmp_path):
     save(tmp_path / "model", "one")
     for recover in (assert_whole, save):
