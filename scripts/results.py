@@ -98,7 +98,7 @@ def _section(name: str, record: dict[str, Any]) -> str:
     lines = [f"## {record['title']}\n", f"- command: `python scripts/results.py {name}`"]
     if "benchmark" in record:
         lines.append(f"- measured by: `python scripts/benchmark.py {record['benchmark']}`")
-    lines += [f"- {key}: {record[key]}" for key in ("data", "files", "settings", "metric") if key in record]
+    lines += [f"- {key}: {record[key]}" for key in ("data", "overlap", "files", "settings", "metric") if key in record]
     if "target" in record:
         lines.append(f"- target: {record['target']}{_verdict(record)}")
     where = f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}"

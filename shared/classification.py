@@ -153,6 +153,11 @@ def _plain_label(target: Any) -> Any:
         return target.decode()
     if isinstance(target, np.integer):
         return int(target)
+    if target is None:
+        raise ValueError(
+            "An example has no label. Where it comes from a table, say which column has the labels: `label=` of the "
+            "reader, --label-column of the script."
+        )
     if not isinstance(target, str | int):
         raise TypeError(f"A target is a label (str) or a class number (int); received {type(target).__name__}.")
     return target

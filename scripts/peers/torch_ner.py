@@ -76,7 +76,7 @@ def _train(model: Any, examples: list[Any], settings: dict[str, Any]) -> None:
         {"params": decayed, "weight_decay": settings["weight_decay"]},
         {"params": spared, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=settings["learning_rate"])
+    optimizer = torch.optim.AdamW(groups, lr=settings["learning_rate"], fused=True)
     steps = epochs * -(-len(examples) // size)
     warmup = max(1, round(settings["warmup"] * steps))
 

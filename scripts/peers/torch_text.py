@@ -96,7 +96,7 @@ class Peer:
             tuple(torch.from_numpy(arrays[f"{key}_{number}"].astype(np.int64)) for key in ("ids", "mask", "targets"))
             for number in range(len(arrays.files) // 3)
         ]
-        return model, torch.optim.AdamW(model.parameters(), lr=1e-5), batches
+        return model, torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True), batches
 
 
 def main(directory: str, threads: str, precision: str) -> None:

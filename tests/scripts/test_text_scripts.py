@@ -110,6 +110,14 @@ def test_a_baseline_that_fails_costs_no_model(capsys, tmp_path, reviews, monkeyp
     assert code == 0, err
 
 
+def test_a_table_without_labels_says_which_flag_names_them(capsys, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("id,text,kind_of\n1,fine,a\n2,poor,b\n", encoding="utf-8")
+    code, _, err = call(capsys, "text_classification", "train", "--train", table, "--output", tmp_path / "m", *_SMALL)
+    assert code == 2
+    assert "--label-column" in err
+
+
 def test_columns_of_a_table_are_named_by_flags(capsys, tmp_path):
     table, model = tmp_path / "table.csv", tmp_path / "model"
     table.write_text("id;remark;kind\n1;fine;a|b\n2;poor;b\n3;good;a\n", encoding="utf-16")
