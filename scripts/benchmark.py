@@ -224,6 +224,7 @@ BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "text-finetune": nlp_benchmarks.text_finetune,
     "ner-inference": nlp_benchmarks.ner_inference,
     "translation-decode": translation_benchmarks.translation_decode,
+    "translation-train": translation_benchmarks.translation_train,
 }
 # What is applied before a benchmark; the others run with the defaults. oneDNN's kernels gain on batches and lose on
 # the few rows of one short text.

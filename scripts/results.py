@@ -19,6 +19,7 @@ from typing import Any
 
 import frame_experiments
 import nlp_experiments
+import translation_experiments
 import vision_experiments
 from benchmark import hardware
 from experiment import ROOT
@@ -47,6 +48,10 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "text-finetune": nlp_experiments.text_finetune,
     "text-single": nlp_experiments.text_single,
     "ner-inference": nlp_experiments.ner_inference,
+    "multi30k-german": translation_experiments.multi30k_german,
+    "multi30k-french": translation_experiments.multi30k_french,
+    "translation-decode": translation_experiments.translation_decode,
+    "translation-train": translation_experiments.translation_train,
 }
 
 # Each target as a machine reads it; what only its words say (flat memory, a stated difference) is left to the reader. A
@@ -73,6 +78,14 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
     ],
     "text-finetune": [{"ratio": "triptych step / PyTorch step", "at_least": 1.2}],
     "text-single": [{"ratio": "triptych predict / PyTorch, tokenizer and model", "at_least": 1.0}],
+    "multi30k-german": [{"metric": "bleu", "at_least": 36}],
+    "multi30k-french": [{"metric": "bleu", "at_least": 55}],
+    "translation-decode": [
+        {"ratio": "triptych, greedy / transformers generate, greedy", "at_least": 2.0},
+        {"ratio": "triptych, beam 4 / transformers generate, beam 4", "at_least": 2.0},
+        {"figure": "peak memory, MiB", "at_most": "peak memory of transformers, MiB"},
+    ],
+    "translation-train": [{"ratio": "triptych step / PyTorch step", "at_least": 1.2}],
     "ner-inference": [{"ratio": "triptych predict / transformers.pipeline(batch_size=32)", "at_least": 2.5}],
 }
 

@@ -22,6 +22,7 @@ import numpy as np
 from experiment import ROOT, peer_process
 
 from nlp.decoding import DecodingConfig, decode
+from shared.training_config import TrainingConfig
 
 # An OPUS-MT model.
 _VOCAB_SIZE, _PAD = 58101, 58100
@@ -47,14 +48,12 @@ def translation_decode(repeats: int) -> dict[str, Any]:
         last[f"ours {beams}"] = decode(model, source_ids, mask, _decoding(beams, length)).token_ids[:, 0]
         return _BATCH * length / (time.perf_counter() - start)
 
-    result: dict[str, Any] = {
-        "unit": "target tokens/s",
-        "files": f"random weights of OPUS-MT's size; {_BATCH} sources of {_SOURCE} tokens, {_LENGTH} new ones; float32",
-    }
-    with _peer(model, source_ids, mask) as (peer, directory):
+    files = f"random weights of OPUS-MT's size; {_BATCH} sources of {_SOURCE} tokens, {_LENGTH} new ones; float32"
+    result: dict[str, Any] = {"unit": "target tokens/s", "files": files, "rates": {}, "ratios": {}, "figures": {}}
+    with _peer(model, {"source_ids": source_ids, "mask": mask}) as (peer, directory):
 
         def theirs(beams: int) -> float:
-            answer = peer(beams, _LENGTH)
+            answer = peer(beams=beams, length=_LENGTH)
             last[f"theirs {beams}"], last["peak"] = np.asarray(answer["tokens"]), answer["peak_mib"]
             return _BATCH * _LENGTH / float(answer["seconds"])
 
@@ -65,15 +64,63 @@ def translation_decode(repeats: int) -> dict[str, Any]:
             }
             rates = measured(sides, repeats)
             same = np.mean(last[f"ours {beams}"] == last[f"theirs {beams}"])
-            result[name] = {
-                "rates": rates,
-                "ratios": ratios(rates, f"triptych, {name}"),
-                "share_of_equal_tokens": float(same),
-            }
-        result["peak_mib"] = {"triptych": _own_peak(directory), "transformers": last["peak"]}
-    lengths = {f"{length} tokens": functools.partial(ours, 1, length) for length in (_LENGTH, _LONGER)}
-    result["greedy, by length"] = measured(lengths, repeats)
+            result["rates"] |= rates
+            result["ratios"] |= ratios(rates, f"triptych, {name}")
+            result["figures"][f"share of equal tokens, {name}"] = float(same)
+        peaks = {"peak memory, MiB": _own_peak(directory), "peak memory of transformers, MiB": last["peak"]}
+    lengths = {length: functools.partial(ours, 1, length) for length in (_LENGTH, _LONGER)}
+    by_length = measured({str(length): side for length, side in lengths.items()}, repeats)
+    medians = {f"tokens/s, greedy, {length} new ones": by_length[str(length)]["median"] for length in lengths}
+    result["figures"] |= peaks | medians
     return result
+
+
+def translation_train(repeats: int) -> dict[str, Any]:
+    """Target tokens/s of training steps on the same batches: loss, gradients, clipping, AdamW."""
+    from benchmark import measured, ratios
+
+    from nlp.models.token_loss import token_cross_entropy
+    from nlp.pairs import pair_arrays, stack_pairs
+    from shared.data import InputPipeline, Stages
+    from shared.optimizers import build_optimizer
+    from shared.training import TrainingTask, TrainStep
+
+    model = _model()
+    rng = np.random.default_rng(0)
+    batches = []
+    for middle in (12, 20, 28, 36):
+        lengths = rng.integers(middle - 3, middle + 4, (_BATCH, 2))
+        rows = [[rng.integers(1, _PAD, length) for length in pair] for pair in lengths]
+        pairs = [pair_arrays(source, target, max_length=_LONGER) for source, target in rows]
+        batches.append(stack_pairs(pairs, start_id=_PAD, pad_id=_PAD))
+    count = sum(int((batch["targets"] >= 0).sum()) for batch in batches)
+
+    def loss(batch: dict[str, Any]) -> Any:
+        inputs = {key: batch[key] for key in ("source_ids", "source_mask", "target_ids")}
+        return token_cross_entropy(model(inputs, training=True), batch["targets"])
+
+    training = TrainingConfig(learning_rate=1e-5, weight_decay=0.01)
+    nothing = InputPipeline(([0], [0]), Stages(encode=lambda *_: {}))
+    task = TrainingTask(model=model, loss=loss, batches=nothing, varying_shapes=True)
+    step = TrainStep(task, build_optimizer(training, model.trainable_variables, 1e-5), training)
+
+    def ours() -> float:
+        start = time.perf_counter()
+        for batch in batches:
+            step([batch])
+        step.loss_sum.numpy()
+        return count / (time.perf_counter() - start)
+
+    arrays = {f"{key}_{number}": array for number, batch in enumerate(batches) for key, array in batch.items()}
+    with _peer(model, arrays) as (peer, _):
+        sides = {"triptych step": ours, "PyTorch step": lambda: count / float(peer(batches=len(batches))["seconds"])}
+        rates = measured(sides, repeats)
+    return {
+        "unit": "target tokens/s",
+        "files": f"random weights of OPUS-MT's size; {len(batches)} batches of {_BATCH} pairs, 9 to 39 tokens; float32",
+        "rates": rates,
+        "ratios": ratios(rates, "triptych step"),
+    }
 
 
 def _decoding(beams: int, length: int) -> DecodingConfig:
@@ -113,7 +160,7 @@ def _decode_and_print_peak(directory: str) -> None:
     checkpoint = read_hugging_face(directory)
     model = build_seq2seq(checkpoint.config)
     checkpoint.load_weights(model)
-    arrays = np.load(Path(directory) / "sources.npz")
+    arrays = np.load(Path(directory) / "arrays.npz")
     for beams in (1, 4):
         decode(model, arrays["source_ids"], arrays["mask"], _decoding(beams, _LENGTH))
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -121,15 +168,13 @@ def _decode_and_print_peak(directory: str) -> None:
 
 
 @contextlib.contextmanager
-def _peer(
-    model: Any, source_ids: np.ndarray, mask: np.ndarray
-) -> Iterator[tuple[Callable[[int, int], dict[str, Any]], str]]:
-    """A function that lets the peer generate with some beams to some length, and the checkpoint's directory."""
+def _peer(model: Any, arrays: dict[str, np.ndarray]) -> Iterator[tuple[Callable[..., dict[str, Any]], str]]:
+    """A function that asks the peer for something (torch_translation.py), and the directory of its checkpoint."""
     from nlp.seq2seq_checkpoints import write_marian
 
     with tempfile.TemporaryDirectory() as directory:
         write_marian(directory, model, _decoding(4, _LENGTH).replace(min_length=0))
-        np.savez(Path(directory) / "sources.npz", allow_pickle=False, source_ids=source_ids, mask=mask)
+        np.savez(Path(directory) / "arrays.npz", allow_pickle=False, **arrays)
         threads = str(len(os.sched_getaffinity(0)))
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with peer_process("torch_translation.py", directory, threads, **pipes) as process:
@@ -138,10 +183,10 @@ def _peer(
             process.stdin.close()
 
 
-def _answer(process: subprocess.Popen[str], beams: int, length: int) -> dict[str, Any]:
+def _answer(process: subprocess.Popen[str], **wanted: Any) -> dict[str, Any]:
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(json.dumps({"beams": beams, "length": length}) + "\n")
+    process.stdin.write(json.dumps(wanted) + "\n")
     process.stdin.flush()
     line = process.stdout.readline()
     if not line:

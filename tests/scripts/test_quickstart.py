@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,34 @@ def test_the_demo_trains_scores_saves_and_draws(quickstart, capsys, tmp_path, mo
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {
         "digits-classifier", "digits-confusion.png", "digits-answers.png",
         "messages-classifier", "messages-answers.txt",
+        "sentences-translator", "sentences-answers.txt",
     }  # fmt: skip
-    (row,) = [line for line in out.splitlines() if line.startswith("text")]
+    row, translation = [line for line in out.splitlines() if line.startswith("text")]
+    assert float(translation.partition("BLEU ")[2].split()[0]) > 5
+    assert "word by word 4." in translation
     assert float(row.partition("accuracy ")[2].split()[0]) > 0.3
     assert "TF-IDF and logistic regression 0." in row
     manifest = json.loads((tmp_path / "demo" / "digits-classifier" / "pipeline.json").read_text())
     assert manifest["task"] == "image_classification"
     assert manifest["metrics"]["accuracy"] == pytest.approx(accuracy, abs=1e-4)
+
+
+def test_german_phrases_agree_in_gender_and_case_and_have_their_participles_last(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from phrase_samples import phrase_pairs
+
+    english, german = phrase_pairs(3000)
+    assert len(set(english)) == len(english) == 3000
+    assert phrase_pairs(3000) == (english, german)
+    genders = {"Hund": "m", "Lehrer": "m", "Katze": "f", "Ärztin": "f", "Kind": "n", "Mädchen": "n"}
+    phrases = {"m": ("der e", "den en"), "f": ("die e", "die e"), "n": ("das e", "das e")}
+    seen = set()
+    for answer in german:
+        assert answer.split()[-1][:-1] in {"gesehen", "gefunden", "gehört", "gesucht", "gemalt", "mitgebracht"}
+        found = re.findall(r"\b([Dd]er|[Dd]ie|[Dd]as|[Dd]en) \w+?(en|e) (\w+)", answer)
+        assert len(found) == 2
+        for place, (article, ending, noun) in enumerate(found):
+            if noun in genders:
+                assert f"{article.lower()} {ending}" == phrases[genders[noun]][place], answer
+                seen.add((noun, place))
+    assert len(seen) == 2 * len(genders)
