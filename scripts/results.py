@@ -177,14 +177,19 @@ def _rate_table(record: dict[str, Any]) -> list[str]:
     )
 
 
-def run_experiment(name: str, records: dict[str, Any]) -> None:
-    """Run one experiment and put its record among `records`."""
+def run_experiment(name: str) -> None:
+    """Run one experiment and put its record among those that are kept by then."""
     print(f"running {name}", file=sys.stderr)
     start = time.monotonic()
     record = EXPERIMENTS[name]()
     record |= {"minutes": (time.monotonic() - start) / 60, "date": time.strftime("%Y-%m-%d"), "hardware": hardware()}
-    records[name] = record
-    keep(records)
+    keep(kept() | {name: record})
+
+
+def kept() -> dict[str, Any]:
+    """The records in docs/results.json."""
+    records: dict[str, Any] = json.loads(_RECORD.read_text(encoding="utf-8")) if _RECORD.exists() else {}
+    return records
 
 
 def keep(records: dict[str, Any]) -> None:
@@ -205,11 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         raise ValueError(f"There is no experiment {unknown[0]!r}. Experiments: {', '.join(EXPERIMENTS)}.")
     RuntimeConfig().apply()
-    records = json.loads(_RECORD.read_text(encoding="utf-8")) if _RECORD.exists() else {}
     for name in EXPERIMENTS if options.all else options.names:
-        run_experiment(name, records)
-    keep(records)
-    _PAGE.write_text(render(records), encoding="utf-8")
+        run_experiment(name)
+    keep(kept())
+    _PAGE.write_text(render(kept()), encoding="utf-8")
     print(f"wrote {_PAGE.relative_to(ROOT)}")
 
 
