@@ -15,13 +15,13 @@ MULTI30K_CONFIG: dict[str, Any] = {
     "num_layers": 4,
     "num_heads": 4,
     "dropout": 0.3,
-    "vocab_size": 6000,
+    "vocab_size": 4000,
     "num_beams": 5,
 }
 MULTI30K_TRAINING: dict[str, Any] = {
-    "epochs": 40,
+    "epochs": 30,
     "batch_tokens": 4096,
-    "learning_rate": 0.005,
+    "learning_rate": 0.004,
     "warmup": 0.1,
     "label_smoothing": 0.1,
     "ema_decay": 0.998,
