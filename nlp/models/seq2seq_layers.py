@@ -1,7 +1,8 @@
 """What encoder-decoder transformers are made of: attention, feed-forward parts, layers (Vaswani et al. 2017).
 
 Layers have two faces. Called, they take all positions of a batch at once, for training. Their `step` methods take the
-next position of each row alone, in float32 in any precision, for decoding.
+next position of each row alone, in float32 in any precision, for decoding: as columns (D, R), so that the product with
+a kernel has the large matrix on its left, which is quickest, and nothing is transposed on the way.
 
 Shapes: B texts, K lanes of a text (beams or samples), R = B K rows, T target positions, S source positions, L positions
 of a cache, D features, H heads, d features of a head, I = H d.
@@ -48,14 +49,13 @@ def norm_layer(kind: NormKind, epsilon: float, name: str) -> keras.layers.Layer:
 
 
 def normalised(norm: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
-    """What a layer of `norm_layer` gives for rows (R, D), in float32."""
+    """What a layer of `norm_layer` gives for columns (D, R), in float32."""
     if isinstance(norm, keras.layers.RMSNormalization):
-        mean_square = tf.reduce_mean(tf.square(x), axis=-1, keepdims=True)
-        return x * tf.math.rsqrt(mean_square + norm.epsilon) * tf.convert_to_tensor(norm.scale)
-    x -= tf.reduce_mean(x, axis=-1, keepdims=True)
-    variance = tf.reduce_mean(tf.square(x), axis=-1, keepdims=True)
-    x *= tf.math.rsqrt(variance + norm.epsilon) * tf.convert_to_tensor(norm.gamma)
-    return x + tf.convert_to_tensor(norm.beta)
+        mean_square = tf.reduce_mean(tf.square(x), axis=0, keepdims=True)
+        return x * tf.math.rsqrt(mean_square + norm.epsilon) * _column(norm.scale)
+    x -= tf.reduce_mean(x, axis=0, keepdims=True)
+    variance = tf.reduce_mean(tf.square(x), axis=0, keepdims=True)
+    return x * tf.math.rsqrt(variance + norm.epsilon) * _column(norm.gamma) + _column(norm.beta)
 
 
 def linear(units: int, name: str, *, use_bias: bool, activation: Activation | Literal["linear"] = "linear") -> Linear:
@@ -153,7 +153,7 @@ class Attention(keras.layers.Layer):
     def step(
         self, x: tf.Tensor, kernels: Sequence[tf.Tensor], cache: Cache, position: tf.Tensor, penalty: tf.Tensor
     ) -> tuple[tf.Tensor, Cache]:
-        """Rows (R, D) at `position` -> (R, D), and the cache with them; `penalty` is (B, 1 or H, K, L K)."""
+        """Columns (D, R) at `position` -> (D, R), and the cache with them; `penalty` is (B, 1 or H, K, L K)."""
         lanes, size = penalty.shape[2], self.head_size
         qkv = product(x, kernels[0], self.qkv.bias)
         query, key, value = tf.unstack(self._lanes(qkv, 3, lanes))  # (B, H, K, d)
@@ -172,15 +172,15 @@ class Attention(keras.layers.Layer):
     def look(
         self, x: tf.Tensor, kernels: Sequence[tf.Tensor], memory: Memory, penalty: tf.Tensor, lanes: int
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Rows (R, D) -> what they see of the source, (R, D), and the weights (B, H, K, S)."""
+        """Columns (D, R) -> what they see of the source, (D, R), and the weights (B, H, K, S)."""
         query = self._lanes(product(x, kernels[0], self.query.bias), 1, lanes)[0]
         mixed, weights = self._mixed(query, memory.keys, memory.values, penalty)
         return product(mixed, kernels[1], self.projection.bias), weights
 
-    def _lanes(self, rows: tf.Tensor, count: int, lanes: int) -> tf.Tensor:
-        """(R, count I) -> (count, B, H, K, d)."""
-        shape = (-1, lanes, count, self.num_heads, self.head_size)
-        return tf.transpose(tf.reshape(rows, shape), (2, 0, 3, 1, 4))
+    def _lanes(self, columns: tf.Tensor, count: int, lanes: int) -> tf.Tensor:
+        """(count I, R) -> (count, B, H, K, d)."""
+        shape = (count, self.num_heads, self.head_size, -1, lanes)
+        return tf.transpose(tf.reshape(columns, shape), (0, 3, 1, 4, 2))
 
     def _mixed(
         self, query: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, penalty: tf.Tensor
@@ -188,8 +188,8 @@ class Attention(keras.layers.Layer):
         # The longer matrix on the left: half the time.
         scores = tf.linalg.matrix_transpose(tf.matmul(keys, query * self.scale, transpose_b=True))
         weights = tf.nn.softmax(scores + penalty)
-        mixed = tf.transpose(tf.matmul(weights, values), (0, 2, 1, 3))  # (B, H, K, d) -> (B, K, H, d)
-        return tf.reshape(mixed, (-1, self.num_heads * self.head_size)), weights
+        mixed = tf.transpose(tf.matmul(weights, values), (1, 3, 0, 2))  # (B, H, K, d) -> (H, d, B, K)
+        return tf.reshape(mixed, (self.num_heads * self.head_size, -1)), weights
 
 
 def _affine(rows: tf.Tensor, layer: Linear) -> tf.Tensor:
@@ -198,18 +198,18 @@ def _affine(rows: tf.Tensor, layer: Linear) -> tf.Tensor:
     return rows if layer.bias is None else tf.nn.bias_add(rows, tf.convert_to_tensor(layer.bias))
 
 
-def product(rows: tf.Tensor, kernel: tf.Tensor, bias: keras.Variable | None) -> tf.Tensor:
-    """Rows (R, D) through a kernel (units, D), see `step_kernel` -> (R, units)."""
-    rows = tf.transpose(tf.matmul(kernel, rows, transpose_b=True))
-    return rows if bias is None else tf.nn.bias_add(rows, tf.convert_to_tensor(bias))
+def product(columns: tf.Tensor, kernel: tf.Tensor, bias: keras.Variable | None) -> tf.Tensor:
+    """Columns (D, R) through a kernel (units, D), see `step_kernel` -> (units, R)."""
+    columns = tf.matmul(kernel, columns)
+    return columns if bias is None else columns + _column(bias)
+
+
+def _column(vector: keras.Variable) -> tf.Tensor:
+    return tf.convert_to_tensor(vector)[:, None]
 
 
 def step_kernel(layer: Linear) -> tf.Tensor:
-    """The kernel as `step` methods take it, (units, D).
-
-    Few rows through a large matrix: with the matrix on the left, TensorFlow's product for CPUs takes two thirds of the
-    time, which pays for the copy within a few steps.
-    """
+    """The kernel as `step` methods take it, (units, D); the copy pays within a few steps."""
     return tf.transpose(tf.convert_to_tensor(layer.kernel))
 
 
@@ -252,7 +252,7 @@ class FeedForward(keras.layers.Layer):
         return self.outer(self.dropout(inner, training=training))
 
     def step(self, x: tf.Tensor, kernels: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Rows (R, D) -> (R, D)."""
+        """Columns (D, R) -> (D, R)."""
         inner = self.inner.activation(product(x, kernels[0], self.inner.bias))
         if self.gate is not None:
             inner *= product(x, kernels[1], self.gate.bias)
@@ -292,7 +292,7 @@ class Residual(keras.layers.Layer):
         return x if self.norm_first else self.norm(x)
 
     def step(self, x: tf.Tensor, part: Callable[[tf.Tensor], tuple[tf.Tensor, Any]]) -> tuple[tf.Tensor, Any]:
-        """The same for rows (R, D) in float32, with a step of the part, and what that gives besides."""
+        """The same for columns (D, R) in float32, with a step of the part, and what that gives besides."""
         result, besides = part(normalised(self.norm, x) if self.norm_first else x)
         x += result
         return x if self.norm_first else normalised(self.norm, x), besides

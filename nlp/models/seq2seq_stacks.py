@@ -35,7 +35,7 @@ class DecoderState(NamedTuple):
     """What decoding carries from step to step; used up by the step that takes it.
 
     Attributes:
-        units: for each layer its cache, or the state (R, D) of its recurrent unit.
+        units: for each layer its cache, or the state (D, R) of its recurrent unit.
         memories: for each layer keys and values of the source.
         memory_penalty: float32 (B, 1, 1, S), for padding.
         ancestors: int32 (B, L, K), the lane in which a lane's past was at each position; -1 where nothing is yet.
@@ -210,7 +210,7 @@ class DecoderStack(Stack):
     ) -> DecoderState:
         """The state before the first step; see `Seq2SeqTransformer.start`."""
         batch_size, room = tf.shape(memory)[0], min(max_length, _FIRST_POSITIONS)
-        empty = tf.zeros((batch_size * lanes, self.config.hidden_size))
+        empty = tf.zeros((self.config.hidden_size, batch_size * lanes))
         return DecoderState(
             units=tuple(
                 empty if self.recurrent else unit.part.empty_cache(batch_size, room, lanes) for unit, *_ in self.blocks
@@ -248,7 +248,7 @@ class DecoderStack(Stack):
             units.append(kept)
         seen = state.seen if state.seen.shape[2] == 0 else state.seen + tf.reduce_mean(weights, axis=1)
         x = normalised(self.final_norm, x) if self.final_norm is not None else x
-        return x, state._replace(units=tuple(units), ancestors=ancestors, seen=seen)
+        return tf.transpose(x), state._replace(units=tuple(units), ancestors=ancestors, seen=seen)
 
     def reorder(self, state: DecoderState, parents: tf.Tensor) -> DecoderState:
         """The state in which each lane goes on from another's past, `parents` int32 (B, K)."""
@@ -259,12 +259,14 @@ class DecoderStack(Stack):
             return state._replace(ancestors=ancestors)
         lanes = state.ancestors.shape[2]
         rows = tf.reshape(tf.range(tf.shape(parents)[0])[:, None] * lanes + parents, (-1,))
-        return state._replace(units=tuple(tf.gather(unit, rows) for unit in state.units))
+        return state._replace(units=tuple(tf.gather(unit, rows, axis=1) for unit in state.units))
 
     def _embedded_step(self, rows: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+        """Rows (R, D) of the token table -> columns (D, R), which the first layer takes."""
         x = self._scaled(rows)
         if self.places is not None:
             x += tf.gather(tf.convert_to_tensor(self.places), position + self.config.position_offset)
+        x = tf.transpose(x)
         return normalised(self.embedding_norm, x) if self.embedding_norm is not None else x
 
     def _with_room(self, position: tf.Tensor, state: DecoderState) -> DecoderState:

@@ -47,7 +47,7 @@ class SSRU(keras.layers.Layer):
         return tf.cast(tf.nn.relu(running_states(keep, taken)), x.dtype)
 
     def step(self, x: tf.Tensor, kernels: Sequence[tf.Tensor], state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Rows (R, D) and states (R, D) -> results and next states."""
+        """Columns (D, R) and states (D, R) -> results and next states."""
         keep = tf.sigmoid(product(x, kernels[0], self.forget.bias))
         state = keep * state + (1.0 - keep) * product(x, kernels[1], None)
         return tf.nn.relu(state), state
