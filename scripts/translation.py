@@ -65,7 +65,10 @@ COMMAND = TaskCommand(
         ReaderOption("target_language", "the same of the translations, such as de"),
         ReaderOption("encoding", "of the files (default: utf-8)"),
     ),
-    answer_options=(AnswerOption("num_answers", "translations of each text (default: 1)"),),
+    answer_options=(
+        AnswerOption("num_answers", "translations of each text (default: 1)"),
+        AnswerOption("language", "to translate into, where a multilingual model knows several", type=str),
+    ),
     common=(
         *("language", "num_beams", "length_penalty", "max_length", "network", "vocabulary", "vocab_size"),
         *("hidden_size", "num_layers", "num_heads", "dropout"),

@@ -49,10 +49,11 @@ class ReaderOption:
 
 @dataclass(frozen=True)
 class AnswerOption:
-    """A whole-number keyword of a pipeline's `predict`, which becomes a flag; handed on where it is given."""
+    """A keyword of a pipeline's `predict`, a number or a text, which becomes a flag; handed on where it is given."""
 
     name: str
     help: str
+    type: type[int] | type[str] = int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +291,8 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
 
 def _add_options(parser: argparse.ArgumentParser, kind: str, options: Sequence[ReaderOption | AnswerOption]) -> None:
     for option in options:
-        parsing: dict[str, Any] = {"metavar": "TEXT"} if kind == "reader" else {"metavar": "N", "type": int}
+        is_number = isinstance(option, AnswerOption) and option.type is int
+        parsing: dict[str, Any] = {"metavar": "N", "type": int} if is_number else {"metavar": "TEXT"}
         flag = "--" + option.name.replace("_", "-")
         parser.add_argument(flag, dest=f"{kind}.{option.name}", help=option.help.replace("%", "%%"), **parsing)
 

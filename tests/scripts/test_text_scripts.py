@@ -164,6 +164,9 @@ def test_translation_from_train_to_predict(capsys, tmp_path):
     assert code == 0, err
     assert "bleu: nrefs:1|case:mixed" in out
 
+    code, _, err = call(capsys, script, "predict", "--model", model, "--language", "fra", "two three.")
+    assert code == 2
+    assert "fra" in err
     code, out, err = call(capsys, script, "predict", "--model", model, "--num-answers", 2, "two three.")
     assert code == 0, err
     answer = json.loads(out)
