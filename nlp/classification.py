@@ -23,7 +23,7 @@ from nlp.windows import flat_windows, num_tokens, run_windows, stack_windows, wi
 from shared.classification import Classification, ClassLabels, class_names
 from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
-from shared.examples import BadExampleError, Examples, Source, as_source
+from shared.examples import BadExampleError, Examples, Source, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
 from shared.runtime import current_runtime
 from shared.vocabulary import Vocabulary
@@ -222,13 +222,11 @@ class TextClassifier(Pipeline):
 
         Raises:
             NotFittedError: before `fit`, unless the preset came with a head.
-            BadExampleError: for an input that is no text; the message names it.
+            BadExampleError: for bytes that are not UTF-8.
+            TypeError: for what is no list of texts or of pairs.
         """
         self._require_fitted("predict")
-        if isinstance(inputs, str | bytes):
-            raise TypeError(
-                f"`inputs` must be a list of texts; received one {type(inputs).__name__}. Put it in a list."
-            )
+        inputs = listed(inputs, "texts")
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1; received {top_k}.")
         answers: list[TextClassification] = []

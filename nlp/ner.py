@@ -36,7 +36,7 @@ from nlp.viterbi import TagChain
 from nlp.windows import flat_windows, num_tokens, run_windows, stack_windows, window_arrays
 from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
-from shared.examples import Examples, as_source
+from shared.examples import Examples, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
 from shared.runtime import current_runtime
 from shared.vocabulary import Vocabulary
@@ -255,10 +255,7 @@ class EntityRecognizer(Pipeline):
             TypeError: for an input that is neither a text nor a list of words.
         """
         self._require_fitted("predict")
-        if isinstance(inputs, str | bytes):
-            raise TypeError(
-                f"`inputs` must be a list of texts; received one {type(inputs).__name__}. Put it in a list."
-            )
+        inputs = listed(inputs, "texts")
         answers: list[Entities] = []
         for start in range(0, len(inputs), _CHUNK):
             texts = [worded_text(item) for item in inputs[start : start + _CHUNK]]

@@ -22,9 +22,10 @@ from nlp.pairs import longer_side, pair_arrays, stack_pairs, text_pair
 from nlp.sentences import Piece, split_lines, split_sentences
 from nlp.seq2seq_model import Seq2SeqModel
 from nlp.subwords import TranslationTokenizer
+from nlp.text_model import require_kept
 from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
-from shared.examples import BadExampleError, Examples, Source, as_source
+from shared.examples import BadExampleError, Examples, Source, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ logger = logging.getLogger(__name__)
 
 # Texts that are in memory together while they are translated.
 _CHUNK = 512
+# Fields that say what a network from scratch shall be.
+_SCRATCH_FIELDS = (
+    *("vocabulary", "vocab_size", "shared_vocabulary", "network", "hidden_size", "intermediate_size"),
+    *("num_layers", "num_decoder_layers", "num_heads", "dropout"),
+)
 _SAMPLE_TEXTS = ("A short text.", "Another one, with more words: 1, 2, 3!", "Ünïcödé 🎬")
 
 
@@ -128,8 +134,8 @@ class Translator(Pipeline):
             config_fields: fields of `TranslatorConfig` that shall differ from the preset's.
 
         Raises:
-            ValueError: for a checkpoint of an unknown family or with weights that do not fit, and for a `max_length`
-                beyond the network's positions.
+            ValueError: for a checkpoint of an unknown family or with weights that do not fit, for a `max_length`
+                beyond the network's positions, and for fields that a network has from scratch only.
             FileNotFoundError: where the preset's package or directory is missing; the message says what to install.
         """
         from nlp.presets import PRESETS
@@ -138,10 +144,14 @@ class Translator(Pipeline):
         source = resolve(ref, PRESETS)
         if source.layout == "triptych":
             saved = cls.load(str(source.directory))
-            translator = cls(TranslatorConfig.from_dict(saved.config.to_dict() | config_fields))
+            own_fields = saved.config.to_dict()
+            require_kept(ref, config_fields, {name: own_fields[name] for name in _SCRATCH_FIELDS})
+            translator = cls(TranslatorConfig.from_dict(own_fields | config_fields))
             _require_room(ref, saved._seq2seq, translator.config.max_length)
             translator._seq2seq = saved._seq2seq
+            translator.provenance = {"preset": saved.provenance.get("preset", {}) | {"ref": str(ref)}}
         else:
+            require_kept(ref, config_fields, dict.fromkeys(_SCRATCH_FIELDS))
             seq2seq = Seq2SeqModel.from_checkpoint(source, seed=int(config_fields.get("seed", 0)))
             own = seq2seq.require_decoding()
             fields = {
@@ -214,10 +224,7 @@ class Translator(Pipeline):
             ValueError: for a language that the model does not know.
         """
         self._require_fitted("predict")
-        if isinstance(inputs, str | bytes):
-            raise TypeError(
-                f"`inputs` must be a list of texts; received one {type(inputs).__name__}. Put it in a list."
-            )
+        inputs = listed(inputs, "texts")
         if num_answers < 1:
             raise ValueError(f"`num_answers` must be at least 1; received {num_answers}.")
         decoding = self._search(decoding or self.decoding, num_answers)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -35,6 +35,23 @@ class BadExampleError(ValueError):
     def __init__(self, reason: str, where: object = None) -> None:
         super().__init__(reason if where is None else f"{where}: {reason}")
         self.reason, self.where = reason, None if where is None else str(where)
+
+
+def listed(inputs: Any, what: str) -> Sequence[Any]:
+    """The inputs of `predict`, with random access; arrays stay arrays, and anything that can be gone through will do.
+
+    Args:
+        inputs: what the caller gave.
+        what: what they are, for the message.
+
+    Raises:
+        TypeError: for a single string, bytes or path, and for what cannot be gone through.
+    """
+    if isinstance(inputs, str | bytes | PurePath) or not isinstance(inputs, Iterable):
+        raise TypeError(f"`inputs` must be a list of {what}; received one {type(inputs).__name__}. Put it in a list.")
+    given: Any = inputs
+    sequence: Sequence[Any] = given if isinstance(inputs, Sequence | np.ndarray) else list(inputs)
+    return sequence
 
 
 @dataclass(frozen=True)

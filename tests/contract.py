@@ -138,6 +138,13 @@ class PipelineContract:
             with pytest.raises(NotFittedError, match="fit"):
                 verb()
 
+    def test_any_iterable_of_inputs_will_do(self, fitted: Pipeline) -> None:
+        assert [repr(answer) for answer in fitted.predict(iter(self.inputs()))] == [
+            repr(answer) for answer in fitted.predict(self.inputs())
+        ]
+        with pytest.raises(TypeError, match=r"must be a list of .*; received one int"):
+            fitted.predict(3)
+
     def test_wrong_data_is_refused_in_words(self) -> None:
         with pytest.raises(TypeError, match="received int"):
             self.pipeline_class(self.config).fit(3)

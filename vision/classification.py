@@ -18,7 +18,7 @@ import numpy as np
 from shared.classification import Classification, ClassLabels, class_names
 from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
-from shared.examples import Examples, Source, as_source
+from shared.examples import Examples, Source, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
 from shared.vocabulary import Vocabulary
 from vision.augmentation import Augmentation, cutmix, mixup, smallest_useful_side
@@ -161,12 +161,10 @@ class ImageClassifier(Pipeline):
         Raises:
             NotFittedError: before `fit`, unless the preset came with a head.
             BadExampleError: for an input that is no readable image; the message names it.
+            TypeError: for what is no list of images.
         """
         self._require_fitted("predict")
-        if isinstance(inputs, str | bytes | Path):
-            raise TypeError(
-                f"`inputs` must be a list of images; received one {type(inputs).__name__}. Put it in a list."
-            )
+        inputs = listed(inputs, "images")
         if isinstance(inputs, np.ndarray) and _is_one_image(inputs):
             raise TypeError(f"`inputs` must be a list of images; received one, {inputs.shape}. Put it in a list.")
         if top_k < 1:

@@ -201,3 +201,13 @@ def test_an_exported_translator_takes_strings_without_this_project(fitted: Trans
     *answers, of_long = json.loads(line.removeprefix("ANSWERS "))
     assert answers == [answer.text for answer in fitted.predict(texts)]
     assert of_long.count("vier") >= 8
+
+
+@pytest.mark.parametrize("fields", [{"hidden_size": 64}, {"vocabulary": "bpe"}, {"dropout": 0.5}])
+def test_a_pretrained_network_stays_what_it_is(fitted: Translator, tmp_path: Any, fields: dict[str, Any]) -> None:
+    fitted.save(tmp_path / "saved")
+    fitted.save_hugging_face(tmp_path / "exported")
+    (field,) = fields
+    for start in ("saved", "exported"):
+        with pytest.raises(ValueError, match=field):
+            Translator.from_preset(tmp_path / start, **fields)
