@@ -59,9 +59,10 @@ def read_coco(annotations: str | Path, images: str | Path | None = None, *, max_
         path, size = directory / entry["file_name"], (_key(entry, "width"), _key(entry, "height"))
         _add(found, path, size, boxes.pop(key, []), bad.pop(key, []))
     # What is left belongs to no image of the file.
-    for key, strays in (*boxes.items(), *bad.items()):
-        for stray in strays:
-            found.skip_box(BadRecord(stray.where, f"its image {key!r} is not in `images`"))
+    for key in (*boxes, *bad):
+        places = [raw.where for raw in boxes.pop(key, [])] + [record.where for record in bad.pop(key, [])]
+        for where in places:
+            found.skip_box(BadRecord(where, f"its image {key!r} is not in `images`"))
     return found.examples(file, max_bad_share)
 
 

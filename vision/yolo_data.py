@@ -172,7 +172,11 @@ def _distinct(names: Mapping[int, str], where: Path) -> Mapping[int, str]:
 
 
 def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text (byte {error.start}). Convert it first.") from error
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 # Labels.
