@@ -5,6 +5,8 @@ Conventions
     `.model`      takes (B, S, S, C) with values 0..255 and normalises inside; gives logits (B, K), float32
     labels        class names in a `Vocabulary`; class numbers only inside
     targets       a class name, or a class number where a dataset has them; a tuple of names for multi-label classes
+    boxes         float32 (N, 4), xyxy in pixels of the raw image after EXIF orientation, in `ObjectBoxes`
+    masks         uint8 (H, W) class numbers, 255 where pixels do not count, in PNG files that `MaskFile` reads
     probabilities float32 (B, K); softmax for one label, a sigmoid each for many
 
 Names are loaded when they are first used, so `import vision` is quick.
@@ -17,27 +19,45 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shared.classification import Classification
+    from vision.annotations import MaskCoding, MaskFile, ObjectBoxes
     from vision.classification import ImageClassifier, ImageClassifierConfig
     from vision.data import read_idx, read_image_csv, read_image_folder, read_images
+    from vision.detection_data import read_coco, read_pascal_voc
+    from vision.segmentation_data import read_mask_folder
+    from vision.yolo_data import read_yolo
 
 _HOMES = {
     "Classification": "shared.classification",
     "ImageClassifier": "vision.classification",
     "ImageClassifierConfig": "vision.classification",
+    "MaskCoding": "vision.annotations",
+    "MaskFile": "vision.annotations",
+    "ObjectBoxes": "vision.annotations",
+    "read_coco": "vision.detection_data",
     "read_idx": "vision.data",
     "read_image_csv": "vision.data",
     "read_image_folder": "vision.data",
     "read_images": "vision.data",
+    "read_mask_folder": "vision.segmentation_data",
+    "read_pascal_voc": "vision.detection_data",
+    "read_yolo": "vision.yolo_data",
 }
 
 __all__ = [
     "Classification",
     "ImageClassifier",
     "ImageClassifierConfig",
+    "MaskCoding",
+    "MaskFile",
+    "ObjectBoxes",
+    "read_coco",
     "read_idx",
     "read_image_csv",
     "read_image_folder",
     "read_images",
+    "read_mask_folder",
+    "read_pascal_voc",
+    "read_yolo",
 ]
 
 

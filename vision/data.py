@@ -75,8 +75,8 @@ def read_image_folder(path: str | Path, *, max_bad_share: float = 0.01) -> Examp
     bad: list[BadRecord] = []
     for folder in _class_folders(root):
         usable = len(images)
-        for file in _image_files(folder):
-            reason = _reason_to_skip_file(file)
+        for file in image_files(folder):
+            reason = reason_to_skip_file(file)
             if reason:
                 bad.append(BadRecord(str(file), reason))
                 continue
@@ -100,7 +100,8 @@ def _class_folders(root: Path) -> list[Path]:
     return folders
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
+def image_files(folder: Path) -> Iterator[Path]:
+    """Files with an image suffix in `folder` and below, sorted within each folder; hidden ones are passed over."""
     for directory, subdirectories, files in os.walk(folder):
         subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
         for name in sorted(files):
@@ -179,11 +180,12 @@ def _reason_to_skip(image_file: Path, image: str, label: str, *, many: bool) -> 
         return "no image path"
     if not label and not many:
         return "no label"
-    reason = _reason_to_skip_file(image_file)
+    reason = reason_to_skip_file(image_file)
     return f"image file {image_file}: {reason}" if reason else None
 
 
-def _reason_to_skip_file(file: Path) -> str | None:
+def reason_to_skip_file(file: Path) -> str | None:
+    """Why `file` cannot be an image, as far as the file system tells: it is missing or empty. Else None."""
     # Unlike Path.is_file, this takes no name for an error, however long.
     if not os.path.isfile(file):
         return "there is no such file"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -68,6 +68,39 @@ def read_image_header(data: bytes) -> ImageHeader:
             except (struct.error, IndexError) as error:
                 raise BadExampleError("the image is truncated within its header") from error
     raise BadExampleError(f"not a JPEG, PNG, GIF, BMP, WebP or TIFF image (it begins with {data[:8]!r})")
+
+
+# Enough of a file for the header of nearly every image.
+_HEADER_BYTES = 1 << 16
+
+
+def read_image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of an image in pixels after EXIF orientation, from the beginning of its file.
+
+    Raises:
+        BadExampleError: for what begins like no image that is read here; the message names the file.
+    """
+    try:
+        with open(path, "rb") as stream:
+            header = _header_of(stream)
+    except OSError as error:
+        raise BadExampleError(f"cannot be read ({error.strerror})", path) from error
+    except BadExampleError as error:
+        raise BadExampleError(error.reason, path) from error
+    turned = header.orientation >= 5
+    return (header.height, header.width) if turned else (header.width, header.height)
+
+
+def _header_of(stream: BinaryIO) -> ImageHeader:
+    data = stream.read(_HEADER_BYTES)
+    try:
+        header = read_image_header(data)
+    except BadExampleError:
+        header = None
+    # The orientation of a WebP image stands after its pixels.
+    if header is None or header.format == "webp":
+        header = read_image_header(data + stream.read())
+    return header
 
 
 def decode_image(
