@@ -1,4 +1,4 @@
-"""Vision: image classification; detection and segmentation are on their way.
+"""Vision: image classification; of detection and segmentation, the readers of their data.
 
 Conventions
     images        uint8 RGB (H, W, 3), or (H, W, 1) for grey, between decoding and the model; paths and bytes as input
