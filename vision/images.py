@@ -82,16 +82,16 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
     """
     try:
         with open(path, "rb") as stream:
-            header = _header_of(stream)
+            header, orientation = _header_of(stream)
     except OSError as error:
         raise BadExampleError(f"cannot be read ({error.strerror})", path) from error
     except BadExampleError as error:
         raise BadExampleError(error.reason, path) from error
-    turned = header.orientation >= 5
-    return (header.height, header.width) if turned else (header.width, header.height)
+    return (header.height, header.width) if orientation >= 5 else (header.width, header.height)
 
 
-def _header_of(stream: BinaryIO) -> ImageHeader:
+def _header_of(stream: BinaryIO) -> tuple[ImageHeader, int]:
+    """The header, and the orientation in which the image is decoded."""
     data = stream.read(_HEADER_BYTES)
     try:
         header = read_image_header(data)
@@ -99,8 +99,10 @@ def _header_of(stream: BinaryIO) -> ImageHeader:
         header = None
     # The orientation of a WebP image stands after its pixels.
     if header is None or header.format == "webp":
-        header = read_image_header(data + stream.read())
-    return header
+        data += stream.read()
+        header = read_image_header(data)
+    # That of a TIFF image, which libtiff applies, is in a directory like that of EXIF data.
+    return header, _exif_orientation(data) if header.format == "tiff" else header.orientation
 
 
 def decode_image(

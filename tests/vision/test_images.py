@@ -14,7 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 from shared.examples import BadExampleError
-from vision.images import decode_image, oriented, read_image_header
+from vision.images import decode_image, oriented, read_image_header, read_image_size
 from vision.preprocessing import Preprocessing, decode_and_prepare, prepare_image
 
 
@@ -367,6 +367,38 @@ def test_the_graph_gives_the_same_pixels(name, twin):
     preprocessing, graph = twin
     expected = prepare_image(decode_image(TWINS[name]), preprocessing)
     np.testing.assert_array_equal(graph(TWINS[name]).numpy(), expected)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_size_is_that_of_the_decoded_image(name, tmp_path):
+    (tmp_path / "image").write_bytes(TWINS[name])
+    height, width, _ = decode_image(TWINS[name]).shape
+    assert read_image_size(tmp_path / "image") == (width, height)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_of_tiff_and_webp_too(orientation, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (160, 200, 3)).astype(np.uint8)
+    # More than the 64 kB that are looked at first; the orientation of a WebP image stands at its end.
+    webp = encoded("WEBP", image=noise, lossless=True, exif=exif_segment(orientation)[4:])
+    tiff = encoded("TIFF", image=noise, tiffinfo={274: orientation})
+    for data in (webp, tiff):
+        (tmp_path / "image").write_bytes(data)
+        height, width, _ = decode_image(data).shape
+        assert read_image_size(str(tmp_path / "image")) == (width, height)
+
+
+def test_sizes_that_cannot_be_read_name_the_file(tmp_path):
+    for data, words in [
+        (b"", r"the file is empty"),
+        (b"hello", "not a JPEG"),
+        (JPEG[:30], "truncated within its header"),
+    ]:
+        (tmp_path / "a.jpg").write_bytes(data)
+        with pytest.raises(BadExampleError, match=rf"a\.jpg: .*{words}"):
+            read_image_size(tmp_path / "a.jpg")
+    with pytest.raises(BadExampleError, match=r"gone\.jpg: cannot be read \(No such file"):
+        read_image_size(tmp_path / "gone.jpg")
 
 
 def test_exif_after_fill_bytes_is_found_at_all():
