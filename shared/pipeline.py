@@ -32,6 +32,7 @@ ExportFormat = Literal["saved_model", "litert", "onnx"]
 _PIPELINES = {
     "image_classification": "vision.classification:ImageClassifier",
     "named_entity_recognition": "nlp.ner:EntityRecognizer",
+    "object_detection": "vision.detection:ObjectDetector",
     "text_classification": "nlp.classification:TextClassifier",
     "translation": "nlp.translation:Translator",
 }

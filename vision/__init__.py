@@ -22,17 +22,21 @@ if TYPE_CHECKING:
     from vision.annotations import MaskCoding, MaskFile, ObjectBoxes
     from vision.classification import ImageClassifier, ImageClassifierConfig
     from vision.data import read_idx, read_image_csv, read_image_folder, read_images
+    from vision.detection import Detections, ObjectDetector, ObjectDetectorConfig
     from vision.detection_data import read_coco, read_pascal_voc
     from vision.segmentation_data import read_mask_folder
     from vision.yolo_data import read_yolo
 
 _HOMES = {
     "Classification": "shared.classification",
+    "Detections": "vision.detection",
     "ImageClassifier": "vision.classification",
     "ImageClassifierConfig": "vision.classification",
     "MaskCoding": "vision.annotations",
     "MaskFile": "vision.annotations",
     "ObjectBoxes": "vision.annotations",
+    "ObjectDetector": "vision.detection",
+    "ObjectDetectorConfig": "vision.detection",
     "read_coco": "vision.detection_data",
     "read_idx": "vision.data",
     "read_image_csv": "vision.data",
@@ -45,11 +49,14 @@ _HOMES = {
 
 __all__ = [
     "Classification",
+    "Detections",
     "ImageClassifier",
     "ImageClassifierConfig",
     "MaskCoding",
     "MaskFile",
     "ObjectBoxes",
+    "ObjectDetector",
+    "ObjectDetectorConfig",
     "read_coco",
     "read_idx",
     "read_image_csv",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,13 +19,12 @@ import cv2
 import numpy as np
 
 from shared.examples import BadExampleError, BadRecord, Examples, tolerated
+from shared.vocabulary import Vocabulary
+from vision.boxes import clip_boxes, has_area
 from vision.images import MAX_PIXELS, read_image_header
 
 # The class number of pixels that are no class.
 IGNORED = 255
-
-# A box that is narrower or lower, in pixels, is taken for a slip: the smallest that COCO marks have a few tenths.
-MIN_SIDE = 0.1
 
 # Boxes may overrun the image by this much, in pixels, without a report: they are rounded in files.
 ROUNDING = 0.5
@@ -79,6 +78,41 @@ class ObjectBoxes:
         return ObjectBoxes(self.boxes[indices], tuple(self.labels[i] for i in indices), self.crowd[indices])
 
 
+def as_objects(target: Any, labels: Sequence[Any] | Vocabulary | None = None) -> ObjectBoxes:
+    """The target of a detector as `ObjectBoxes`.
+
+    Args:
+        target: `ObjectBoxes`, or a mapping with `boxes` (N, 4) xyxy in pixels, `labels` (N names or class numbers) and
+            maybe `crowd` (N,), as the element of a `tf.data.Dataset` may be.
+        labels: the class names by number; without them, number 3 is called "3".
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for shapes that do not fit, and class numbers without a name.
+    """
+    if isinstance(target, ObjectBoxes):
+        return target
+    if not isinstance(target, Mapping) or not {"boxes", "labels"} <= target.keys():
+        raise TypeError(
+            "A detector's target is `ObjectBoxes(boxes, labels)`, or a mapping with `boxes` (N, 4), xyxy in pixels, "
+            f"and `labels`; received {type(target).__name__}."
+        )
+    kinds = np.asarray(target["labels"]).reshape(-1).tolist()
+    names = None if labels is None else [str(label) for label in labels]
+    found = tuple(_class_name(kind, names) for kind in kinds)
+    return ObjectBoxes(target["boxes"], found, np.asarray(target.get("crowd", np.zeros(0, bool))))
+
+
+def _class_name(kind: Any, names: Sequence[str] | None) -> str:
+    if isinstance(kind, bytes):
+        return kind.decode()
+    if not isinstance(kind, int):
+        return str(kind)
+    if names is not None and not 0 <= kind < len(names):
+        raise ValueError(f"Class number {kind} has no name: there are {len(names)} classes, from 0 on.")
+    return str(kind) if names is None else names[kind]
+
+
 def _as_boxes(values: Any) -> np.ndarray:
     try:
         boxes = np.array(values, np.float32)
@@ -107,17 +141,6 @@ def _as_labels(values: Sequence[str]) -> tuple[str, ...]:
 # Cleaning.
 
 
-def clip_boxes(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """`boxes` (N, 4) xyxy with every edge moved into an image of `width` x `height` pixels."""
-    return np.asarray(np.clip(boxes, 0, [width, height, width, height]), np.float32)
-
-
-def has_area(boxes: np.ndarray) -> np.ndarray:
-    """Which `boxes` (N, 4) xyxy are at least MIN_SIDE pixels wide and high: bool (N,)."""
-    sides = boxes[:, 2:] - boxes[:, :2]
-    return np.asarray((sides >= MIN_SIDE).all(axis=1))
-
-
 @dataclass(frozen=True)
 class CleanedBoxes:
     """Objects that fit their image; the boxes that were `dropped`, and those that were `clipped` and kept."""
@@ -130,8 +153,8 @@ class CleanedBoxes:
 def clean_boxes(objects: ObjectBoxes, width: int, height: int, places: Sequence[str]) -> CleanedBoxes:
     """`objects` clipped to an image of `width` x `height` pixels, without those of which nothing is left.
 
-    A box is dropped where it is narrower or lower than MIN_SIDE after clipping. It is reported as clipped where an
-    edge has moved by more than ROUNDING.
+    A box is dropped where it is narrower or lower than `vision.boxes.MIN_SIDE` after clipping. It is reported as
+    clipped where an edge has moved by more than ROUNDING.
 
     Args:
         objects: boxes as they stand in a file.

@@ -81,6 +81,28 @@ def shifted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return moved
 
 
+def colour_jittered(
+    image: np.ndarray, rng: np.random.Generator, *, hue: float, saturation: float, brightness: float
+) -> np.ndarray:
+    """The image (H, W, 3) with its hue turned and its saturation and brightness multiplied, each by a random amount.
+
+    Args:
+        image: uint8 RGB.
+        rng: source of the amounts.
+        hue: largest turn, as a share of the whole circle, 0 to 0.5.
+        saturation: 0.5 multiplies by 0.5 to 1.5.
+        brightness: the same for the brightest channel (V of HSV).
+    """
+    turn, vivid, light = rng.uniform(-1, 1, 3) * [hue, saturation, brightness]
+    levels = np.arange(256)
+    # OpenCV has 180 steps of hue in 8 bits.
+    tables = [(levels + 180 * turn) % 180, levels * (1 + vivid), levels * (1 + light)]
+    table = np.stack([np.clip(values, 0, 255).astype(np.uint8) for values in tables], axis=-1)
+    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table[None])
+    jittered: np.ndarray = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    return jittered
+
+
 def erased(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The image with a random rectangle filled with noise (Zhong et al. 2020)."""
     height, width = image.shape[:2]

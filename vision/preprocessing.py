@@ -120,6 +120,11 @@ def decode_and_prepare(data: tf.Tensor, preprocessing: Preprocessing) -> tf.Tens
 
     The graph twin of `decode_image` followed by `prepare_image`, EXIF orientation included.
     """
+    return prepared(decode_pixels(data), preprocessing)
+
+
+def decode_pixels(data: tf.Tensor) -> tf.Tensor:
+    """Encoded JPEG, PNG, GIF or BMP (a string scalar) -> uint8 (H, W, 3): the graph twin of `decode_image`."""
     import tensorflow as tf
 
     from vision.images import DECODERS
@@ -138,7 +143,7 @@ def decode_and_prepare(data: tf.Tensor, preprocessing: Preprocessing) -> tf.Tens
         ],
         default=lambda: _oriented(decode["jpeg"](), _jpeg_orientation(data)),
     )
-    return prepared(tf.ensure_shape(pixels, (None, None, 3)), preprocessing)
+    return tf.ensure_shape(pixels, (None, None, 3))
 
 
 def _oriented(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:

@@ -16,8 +16,6 @@ from vision.annotations import (
     ObjectBoxes,
     RawBox,
     clean_boxes,
-    clip_boxes,
-    has_area,
     png_colours,
     png_values,
 )
@@ -69,18 +67,6 @@ def test_objects_keep_a_copy():
 def test_objects_that_are_refused(boxes, labels, crowd, error, words):
     with pytest.raises(error, match=words):
         ObjectBoxes(boxes, labels, crowd)
-
-
-def test_boxes_are_clipped_to_the_image():
-    boxes = np.array([[-5, -5, 5, 5], [1, 2, 3, 4], [8, 4, 20, 30]], np.float32)
-    assert clip_boxes(boxes, 10, 8).tolist() == [[0, 0, 5, 5], [1, 2, 3, 4], [8, 4, 10, 8]]
-    assert clip_boxes(boxes, 10, 8).dtype == np.float32
-
-
-def test_a_tenth_of_a_pixel_is_the_smallest_side():
-    boxes = np.array([[0, 0, 0.11, 9], [0, 0, 0.09, 9], [0, 0, 9, 0.09], [3, 3, 3, 3], [4, 0, 3, 9]], np.float32)
-    assert has_area(boxes).tolist() == [True, False, False, False, False]
-    assert has_area(np.zeros((0, 4), np.float32)).shape == (0,)
 
 
 def test_each_dropped_or_clipped_box_is_reported():

@@ -1,0 +1,198 @@
+"""What a detector computes with: its network, its loss and its answers, and how they are built again.
+
+Shapes: B images, H and W size of the frame, A cells, K classes, M answers, N objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from shared.export import Endpoint
+from shared.runtime import current_runtime, float32_policy, seeded
+from vision.frame import Frame, frame_image, inner_size
+from vision.models.detection_loss import detection_loss
+from vision.models.light_detector import cells, decoded, detector_network
+from vision.models.pyramid import feature_trunk, new_feature_trunk
+from vision.models.suppression import best_detections
+from vision.preprocessing import decode_pixels
+
+if TYPE_CHECKING:
+    from vision.detection import ObjectDetectorConfig
+    from vision.models.backbones import PretrainedClassifier
+
+# Resolutions of the feature pyramid.
+_LEVELS = 3
+# Images of a network that is trained from scratch are centred on mid-grey; 63.75 brings typical photographs to about
+# unit variance.
+_CENTRE, _SPREAD = 127.5, 63.75
+
+
+@dataclass(frozen=True)
+class DetectorNetwork:
+    """`model` takes images (B, H, W, 3), 0..255, and gives (B, A, 4 + K); `trunk` is the part that may be pretrained.
+
+    `strides` are those of the pyramid's levels, `architecture` is the recipe of the trunk.
+    """
+
+    model: keras.Model
+    trunk: keras.Model
+    architecture: dict[str, Any]
+    strides: tuple[int, ...]
+    frame: Frame
+
+    def loss(self, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Mean loss of a batch: `images` uint8, `boxes` (B, N, 4), `classes` (B, N), -1 for none, `crowd` (B, N)."""
+        images = tf.ensure_shape(batch["images"], (None, None, None, 3))
+        centres, sizes = self._cells(images)
+        predicted, logits = decoded(self.model(tf.cast(images, tf.float32), training=True), centres, sizes)
+        return detection_loss(predicted, logits, centres, sizes, (batch["boxes"], batch["classes"], batch["crowd"]))
+
+    def answers(self, images: tf.Tensor, config: ObjectDetectorConfig) -> tf.Tensor:
+        """Images (B, H, W, 3), any numeric type -> (B, M, 6): xyxy in pixels of the frame, score, class number."""
+        centres, sizes = self._cells(images)
+        boxes, logits = decoded(self.model(tf.cast(images, tf.float32), training=False), centres, sizes)
+        return best_detections(boxes, tf.sigmoid(logits), iou=config.nms_iou, max_detections=config.max_detections)
+
+    def _cells(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        static, dynamic = images.shape[1:3], tf.shape(images)
+        height, width = (dynamic[axis + 1] if static[axis] is None else static[axis] for axis in range(2))
+        return cells(height, width, self.strides)
+
+
+def scratch_detector(config: ObjectDetectorConfig, num_classes: int) -> DetectorNetwork:
+    """A detector on a small residual trunk, with initial weights drawn from `config.seed`."""
+    architecture = {"family": "residual", "width": config.width, "depth": config.depth}
+    return rebuilt_detector(architecture, _frame(config, (_CENTRE,) * 3, (_SPREAD,) * 3), config, num_classes)
+
+
+def pretrained_detector(
+    preset: PretrainedClassifier, config: ObjectDetectorConfig, num_classes: int
+) -> DetectorNetwork:
+    """A new detector on the trunk of a classifier."""
+    with current_runtime().scope(), seeded(config.seed):
+        trunk, strides = feature_trunk(preset.trunk, preset.architecture["family"])
+    own = preset.preprocessing
+    frame = _frame(config, own.mean, own.std)
+    return _composed(trunk, strides, preset.architecture, frame, config, num_classes)
+
+
+def rebuilt_detector(
+    architecture: dict[str, Any], frame: Frame, config: ObjectDetectorConfig, num_classes: int
+) -> DetectorNetwork:
+    """The network that `architecture` describes, with weights drawn from `config.seed`."""
+    with current_runtime().scope(), seeded(config.seed):
+        trunk, strides = new_feature_trunk(architecture)
+    return _composed(trunk, strides, architecture, frame, config, num_classes)
+
+
+def _frame(config: ObjectDetectorConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> Frame:
+    return Frame(height=config.image_height, width=config.image_width, mean=mean, std=std)
+
+
+def _composed(
+    trunk: keras.Model,
+    strides: tuple[int, ...],
+    architecture: dict[str, Any],
+    frame: Frame,
+    config: ObjectDetectorConfig,
+    num_classes: int,
+) -> DetectorNetwork:
+    mean, std = np.asarray(frame.mean), np.asarray(frame.std)
+    with current_runtime().scope(), seeded(config.seed):
+        # In float32: 8-bit values would lose their last bit in bfloat16.
+        normalisation = layers.Rescaling((1 / std).tolist(), (-mean / std).tolist(), dtype="float32", name="normalised")
+        model = detector_network(
+            trunk,
+            _LEVELS,
+            num_classes,
+            channels=config.pyramid_channels,
+            depth=config.head_depth,
+            normalisation=normalisation,
+        )
+    return DetectorNetwork(model, trunk, architecture, strides[-_LEVELS:], frame)
+
+
+def answer_function(network: DetectorNetwork, config: ObjectDetectorConfig) -> Callable[[np.ndarray], np.ndarray]:
+    """A compiled `answers` for NumPy batches; batches are padded to powers of two, so few shapes are traced."""
+    compiled = tf.function(
+        lambda images: network.answers(images, config), autograph=False, jit_compile=current_runtime().xla
+    )
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        count = len(images)
+        padded = 1 << (count - 1).bit_length()
+        if padded > count:
+            images = np.concatenate([images, np.repeat(images[-1:], padded - count, axis=0)])
+        result: np.ndarray = compiled(tf.convert_to_tensor(images)).numpy()[:count]
+        return result
+
+    return predict
+
+
+def float32_twin(network: DetectorNetwork, config: ObjectDetectorConfig, num_classes: int) -> DetectorNetwork:
+    """The same network with the same weights, computing in float32: what converters can take."""
+    if keras.config.dtype_policy().name == "float32":
+        return network
+    with float32_policy():
+        twin = rebuilt_detector(network.architecture, network.frame, config, num_classes)
+    twin.model.set_weights(network.model.get_weights())
+    return twin
+
+
+def serving_endpoints(
+    network: DetectorNetwork, config: ObjectDetectorConfig, *, encoded: Sequence[bytes], expected: np.ndarray
+) -> dict[str, Endpoint]:
+    """What a detector serves; non-maximum suppression is inside.
+
+    `serve` takes encoded images (B,) and answers in pixels of each image after EXIF orientation; `serve_images` takes
+    images of the frame (B, H, W, 3) uint8 and answers in its pixels. Both give (B, M, 6): xyxy, score, class number, by
+    falling score; rows that are left over have score 0.
+    `expected` is what `predict` computes for `encoded`, in pixels of the frame.
+    """
+    frame = network.frame
+    pictures = [decode_pixels(tf.constant(item)) for item in encoded]
+    scales = np.stack([_back(tf.shape(picture), frame).numpy() for picture in pictures])
+
+    def from_images(images: tf.Tensor) -> tf.Tensor:
+        return network.answers(images, config)
+
+    def from_encoded(data: tf.Tensor) -> tf.Tensor:
+        spec = (tf.TensorSpec((*frame.shape, 3), tf.uint8), tf.TensorSpec((6,), tf.float32))
+        images, back = tf.map_fn(_framed_with_scale(frame), data, fn_output_signature=spec)
+        return from_images(images) * back[:, None, :]
+
+    return {
+        "serve": Endpoint(
+            function=from_encoded,
+            signature=(tf.TensorSpec((None,), tf.string, name="encoded_images"),),
+            example=(np.asarray(encoded, dtype=object),),
+            expected=expected * scales[:, None, :],
+        ),
+        "serve_images": Endpoint(
+            function=from_images,
+            signature=(tf.TensorSpec((None, *frame.shape, 3), tf.uint8, name="images"),),
+            example=(np.stack([frame_image(picture, frame).numpy() for picture in pictures]),),
+            expected=expected,
+        ),
+    }
+
+
+def _framed_with_scale(frame: Frame) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    def prepare(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        pixels = decode_pixels(data)
+        return frame_image(pixels, frame), _back(tf.shape(pixels), frame)
+
+    return prepare
+
+
+def _back(shape: tf.Tensor, frame: Frame) -> tf.Tensor:
+    """Factors (6,) float32 on an answer in pixels of the frame that give it in those of an image of `shape`."""
+    y, x = tf.unstack(tf.cast(shape[:2], tf.float32) / tf.cast(inner_size(shape, frame), tf.float32))
+    return tf.stack([x, y, x, y, 1.0, 1.0])

@@ -1,0 +1,75 @@
+"""From boxes and scores of many cells to a few answers, inside the graph.
+
+Shapes: B images, A cells, K classes, T candidates, M answers.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+# Pairs of cell and class that go into non-maximum suppression, per image.
+MAX_CANDIDATES = 512
+
+
+def pairwise_iou(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+    """Intersection over union (..., N, M) of boxes (..., N, 4) with boxes (..., M, 4), xyxy."""
+    first, second = first[..., :, None, :], second[..., None, :, :]
+    sides = tf.minimum(first[..., 2:], second[..., 2:]) - tf.maximum(first[..., :2], second[..., :2])
+    shared = tf.reduce_prod(tf.maximum(sides, 0.0), axis=-1)
+    areas = [tf.reduce_prod(tf.maximum(boxes[..., 2:] - boxes[..., :2], 0.0), axis=-1) for boxes in (first, second)]
+    return shared / tf.maximum(areas[0] + areas[1] - shared, 1e-9)
+
+
+def best_detections(
+    boxes: tf.Tensor, scores: tf.Tensor, *, iou: float, max_detections: int, max_candidates: int = MAX_CANDIDATES
+) -> tf.Tensor:
+    """The answers of a batch (B, M, 6): xyxy, score, class number, by falling score.
+
+    Candidates are the T best pairs of cell and class. Of those of one class that overlap by more than `iou` the best
+    stays (greedy non-maximum suppression, exactly). Rows that are left over have score 0.
+
+    Args:
+        boxes: (B, A, 4) xyxy.
+        scores: (B, A, K), 0 to 1.
+        iou: overlap from which on two boxes are taken for one object.
+        max_detections: M.
+        max_candidates: T, or all pairs where they are fewer.
+    """
+    num_classes = scores.shape[-1]
+    flat = tf.reshape(scores, (-1, tf.shape(scores)[1] * num_classes))
+    candidates = tf.minimum(max_candidates, tf.shape(flat)[1])
+    best, places = tf.math.top_k(flat, candidates)
+    classes = places % num_classes
+    chosen = tf.gather(boxes, places // num_classes, batch_dims=1)
+    overlaps = pairwise_iou(chosen, chosen) > iou
+    same = classes[:, :, None] == classes[:, None, :]
+    kept = _kept(tf.logical_and(overlaps, same))
+    best = tf.where(kept, best, 0.0)
+    rows = tf.minimum(max_detections, candidates)
+    scores, order = tf.math.top_k(best, rows)
+    answers = [tf.gather(chosen, order, batch_dims=1), scores[..., None]]
+    answers.append(tf.cast(tf.gather(classes, order, batch_dims=1), tf.float32)[..., None])
+    return tf.concat(answers, axis=-1)
+
+
+def _kept(overlapping: tf.Tensor) -> tf.Tensor:
+    """Which candidates (B, T), by falling score, greedy suppression keeps; `overlapping` is bool (B, T, T).
+
+    Greedy suppression keeps a candidate when no kept one before it overlaps. Applied to all candidates at once, again
+    and again, this rule settles: after n rounds it is right for every candidate whose answer hangs on a chain of less
+    than n others, and chains are short. What has settled is the greedy answer itself.
+    """
+    size = tf.shape(overlapping)[1]
+    before = tf.range(size)[None, :] < tf.range(size)[:, None]
+    hides = tf.cast(tf.logical_and(overlapping, before), tf.float32)  # (B, T, T): [i, j] = j hides i
+
+    def goes_on(kept: tf.Tensor, previous: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_any(tf.not_equal(kept, previous))
+
+    def settle(kept: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        hidden = tf.linalg.matvec(hides, kept)
+        return tf.cast(hidden < 0.5, tf.float32), kept
+
+    everything = tf.ones_like(hides[:, :, 0])
+    kept, _ = tf.while_loop(goes_on, settle, (everything, tf.zeros_like(everything)))
+    return kept > 0.5
