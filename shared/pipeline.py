@@ -31,6 +31,7 @@ ExportFormat = Literal["saved_model", "litert", "onnx"]
 # Where `load_pipeline` finds the class that wrote a directory.
 _PIPELINES = {
     "image_classification": "vision.classification:ImageClassifier",
+    "image_segmentation": "vision.segmentation:ImageSegmenter",
     "named_entity_recognition": "nlp.ner:EntityRecognizer",
     "object_detection": "vision.detection:ObjectDetector",
     "text_classification": "nlp.classification:TextClassifier",

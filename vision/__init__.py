@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vision.data import read_idx, read_image_csv, read_image_folder, read_images
     from vision.detection import Detections, ObjectDetector, ObjectDetectorConfig
     from vision.detection_data import read_coco, read_pascal_voc
+    from vision.segmentation import ImageSegmenter, ImageSegmenterConfig, Segmentation
     from vision.segmentation_data import read_mask_folder
     from vision.yolo_data import read_yolo
 
@@ -32,11 +33,14 @@ _HOMES = {
     "Detections": "vision.detection",
     "ImageClassifier": "vision.classification",
     "ImageClassifierConfig": "vision.classification",
+    "ImageSegmenter": "vision.segmentation",
+    "ImageSegmenterConfig": "vision.segmentation",
     "MaskCoding": "vision.annotations",
     "MaskFile": "vision.annotations",
     "ObjectBoxes": "vision.annotations",
     "ObjectDetector": "vision.detection",
     "ObjectDetectorConfig": "vision.detection",
+    "Segmentation": "vision.segmentation",
     "read_coco": "vision.detection_data",
     "read_idx": "vision.data",
     "read_image_csv": "vision.data",
@@ -52,11 +56,14 @@ __all__ = [
     "Detections",
     "ImageClassifier",
     "ImageClassifierConfig",
+    "ImageSegmenter",
+    "ImageSegmenterConfig",
     "MaskCoding",
     "MaskFile",
     "ObjectBoxes",
     "ObjectDetector",
     "ObjectDetectorConfig",
+    "Segmentation",
     "read_coco",
     "read_idx",
     "read_image_csv",

@@ -61,7 +61,7 @@ class TrainingVariation:
     def encoded(self, pixels: np.ndarray, objects: TrainingObjects) -> Arrays:
         """An image uint8 (H, W, 3) with its objects, no larger than its largest variation needs."""
         height, width = pixels.shape[:2]
-        shrunk = min(1.0, self.geometry.max_scale * min(self.frame.height / height, self.frame.width / width))
+        shrunk = min(1.0, self.geometry.max_scale * self.frame.scale(height, width))
         boxes = objects.boxes
         if shrunk < 0.7:  # by less it saves little
             size = (max(1, round(width * shrunk)), max(1, round(height * shrunk)))
@@ -73,7 +73,8 @@ class TrainingVariation:
         """One random view of an image, uint8 (*frame.shape, 3), with what of its objects is seen."""
         image = arrays["images"]
         height, width = self.frame.shape
-        geometry = self.geometry.draw(image.shape[0], image.shape[1], height, width, rng)
+        scale = self.frame.scale(*image.shape[:2])
+        geometry = self.geometry.draw(image.shape, (height, width), rng, scale=scale)
         view = geometry.image(image)
         if self.hue or self.saturation or self.brightness:
             view = colour_jittered(view, rng, hue=self.hue, saturation=self.saturation, brightness=self.brightness)

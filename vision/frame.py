@@ -42,8 +42,12 @@ class Frame:
 
     def inner(self, height: int, width: int) -> tuple[int, int]:
         """Height and width to which an image of `height` x `width` pixels is resized."""
-        scale = min(self.height / height, self.width / width)
+        scale = self.scale(height, width)
         return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def scale(self, height: int, width: int) -> float:
+        """The factor on an image of `height` x `width` pixels by which it just fits."""
+        return min(self.height / height, self.width / width)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

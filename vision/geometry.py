@@ -9,6 +9,7 @@ Legend
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -102,10 +103,10 @@ def stretched(height: int, width: int, target_height: int, target_width: int) ->
 class GeometryRange:
     """How far a random geometry may go.
 
-    The image is fitted into the target, then enlarged by a factor between `min_scale` and `max_scale`, stretched to
-    another aspect ratio by up to the factor `aspect`, rotated by up to `rotation` degrees, mirrored left to right
-    (`flip`) and upside down (`flip_vertically`) half of the time, and put anywhere where as little as possible of it
-    is cut off and as little as possible of the target is empty.
+    The image is enlarged by a factor between `min_scale` and `max_scale`, stretched to another aspect ratio by up to
+    the factor `aspect`, rotated by up to `rotation` degrees, mirrored left to right (`flip`) and upside down
+    (`flip_vertically`) half of the time, and put anywhere where as little as possible of it is cut off and as little
+    as possible of the target is empty.
     """
 
     min_scale: float = 1.0
@@ -116,12 +117,15 @@ class GeometryRange:
     flip_vertically: bool = False
 
     def draw(
-        self, height: int, width: int, target_height: int, target_width: int, rng: np.random.Generator
+        self, shape: Sequence[int], target: tuple[int, int], rng: np.random.Generator, *, scale: float = 1.0
     ) -> Geometry:
-        """A random geometry for an image of `height` x `width` pixels."""
+        """A random geometry for an image of `shape` (height, width, ...) on a target of (height, width) pixels.
+
+        `scale` is that of the image which is not varied.
+        """
+        (height, width), (target_height, target_width) = shape[:2], target
         draws = rng.random(7)
-        scale = math.exp(_between(math.log(self.min_scale), math.log(self.max_scale), draws[0]))
-        scale *= min(target_height / height, target_width / width)
+        scale *= math.exp(_between(math.log(self.min_scale), math.log(self.max_scale), draws[0]))
         stretch = math.exp(_between(-0.5, 0.5, draws[1]) * math.log(self.aspect))
         angle = math.radians(_between(-self.rotation, self.rotation, draws[2]))
         mirror_x = -1.0 if self.flip and draws[3] < 0.5 else 1.0

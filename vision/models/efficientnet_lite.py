@@ -15,6 +15,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from vision.models.normalization import FusedBatchNormalization
+
 # Width and depth multipliers, and the image size each variant was trained at.
 VARIANTS: dict[str, tuple[float, float, int]] = {
     "lite0": (1.0, 1.0, 224),
@@ -79,7 +81,7 @@ def _convolved(x: keras.KerasTensor, channels: int, name: str, *, kernel: int, s
 
 
 def _normalised(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-    return layers.BatchNormalization(momentum=0.95, epsilon=_EPSILON, name=f"{name}_norm")(x)
+    return FusedBatchNormalization(momentum=0.95, epsilon=_EPSILON, name=f"{name}_norm")(x)
 
 
 def _inverted_residual(

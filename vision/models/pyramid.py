@@ -12,6 +12,7 @@ import keras
 from keras import layers
 
 from vision.models.backbones import build_trunk
+from vision.models.normalization import CUSTOM_LAYERS, FusedBatchNormalization
 
 # Trunks are built at this size to see where their resolution changes; their weights fit any other.
 _PROBE = 256
@@ -45,7 +46,7 @@ def feature_trunk(trunk: keras.Model, family: str) -> tuple[keras.Model, tuple[i
     part = keras.Model(trunk.input, [taps[stride] for stride in strides], name="trunk")
     config = part.get_config()
     config["layers"][0]["config"]["batch_shape"] = [None, None, None, trunk.input_shape[-1]]
-    anywhere = keras.Model.from_config(config)
+    anywhere = keras.Model.from_config(config, custom_objects=CUSTOM_LAYERS)
     anywhere.set_weights(part.get_weights())
     return anywhere, strides
 
@@ -63,7 +64,7 @@ def convolved(x: keras.KerasTensor, channels: int, name: str, *, kernel: int = 3
 
 def activated(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
     """Batch normalisation and ReLU."""
-    x = layers.BatchNormalization(momentum=0.97, epsilon=1e-3, name=f"{name}_norm")(x)
+    x = FusedBatchNormalization(momentum=0.97, epsilon=1e-3, name=f"{name}_norm")(x)
     return layers.ReLU(name=f"{name}_relu")(x)
 
 

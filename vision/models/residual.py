@@ -11,6 +11,8 @@ from __future__ import annotations
 import keras
 from keras import layers
 
+from vision.models.normalization import FusedBatchNormalization
+
 # The network ends at about this resolution; larger images get more stages, up to this many.
 _FINAL_SIZE = 7
 _MAX_STAGES = 4
@@ -48,7 +50,7 @@ def _num_stages(size: int) -> int:
 
 
 def _activated(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_norm")(x)
+    x = FusedBatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_norm")(x)
     return layers.Activation("relu", name=f"{name}_relu")(x)
 
 
