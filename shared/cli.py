@@ -53,7 +53,15 @@ class AnswerOption:
 
     name: str
     help: str
-    type: type[int] | type[str] = int
+    type: type[int] | type[float] | type[str] = int
+
+
+@dataclass(frozen=True)
+class NamedInput:
+    """An input of `predict` that cannot stand in its own answer, such as a frame of a video, and what stands there."""
+
+    name: Any
+    value: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +72,11 @@ class TaskCommand:
     gives the examples at `path`; `split` is "train" or "test", and `reader_options` name its other keywords. `common`
     names the config fields that `train --help` shows; `--help-all` shows every one. `details` turns an evaluation's
     details into lines to print, and may write pictures into the directory that it is given. `inputs` turns the inputs
-    of `predict` as they were typed into what the pipeline takes, and `answer_options` name keywords of it;
-    `baseline(train, validation, config)` is a line about a simple model, printed beside the result.
+    of `predict` as they were typed into what the pipeline takes (or `NamedInput`s), and `answer_options` name keywords
+    of it; `portion` inputs are held at a time. `draw(input, answer, file)` writes a picture of an answer to `file`,
+    for `predict --pictures`. `baseline(train, validation, config)` is a line about a simple model, printed beside the
+    result. `check(examples, path, pictures)` describes data in lines and may write pictures: with it there is the verb
+    `check`.
     """
 
     name: str
@@ -80,6 +91,9 @@ class TaskCommand:
     baseline: Callable[[Any, Any, Any], str] | None = None
     reader_options: tuple[ReaderOption, ...] = ()
     answer_options: tuple[AnswerOption, ...] = ()
+    portion: int = 1024
+    draw: Callable[[Any, Any, Path], None] | None = None
+    check: Callable[[Any, Path, Path | None], Sequence[str]] | None = None
 
     def pipeline_class(self) -> Any:
         """The pipeline's class."""
@@ -98,7 +112,7 @@ def imported(reference: str) -> Any:
 
 
 def main(command: TaskCommand, arguments: Sequence[str] | None = None) -> int:
-    """Run one of the verbs train, evaluate, predict, export; returns the exit code."""
+    """Run one of the verbs (train, evaluate, predict, export, maybe check); returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     with _mapped_errors() as outcome:
         parser = _task_parser(command, show_all="--help-all" in given)
@@ -210,13 +224,44 @@ def _predict(command: TaskCommand, options: argparse.Namespace, runtime: Runtime
         if options.output is not None:
             stream = stack.enter_context(Path(options.output).open("w", encoding="utf-8"))
         # In portions, so that many inputs need no more memory than a few.
-        inputs = iter(command.inputs(options.inputs))
-        while portion := list(itertools.islice(inputs, _PREDICT_PORTION)):
-            for source, answer in zip(portion, pipeline.predict(portion, **asked), strict=True):
-                stream.write(json.dumps({"input": source, **answer.to_dict()}, ensure_ascii=False) + "\n")
+        inputs = map(_named, command.inputs(options.inputs))
+        pictures = _Pictures(command, options)
+        while portion := list(itertools.islice(inputs, command.portion)):
+            values = [source.value for source in portion]
+            for source, answer in zip(portion, pipeline.predict(values, **asked), strict=True):
+                stream.write(json.dumps({"input": source.name, **answer.to_dict()}, ensure_ascii=False) + "\n")
+                pictures.add(source, answer)
 
 
-_PREDICT_PORTION = 1024
+def _named(source: Any) -> NamedInput:
+    return source if isinstance(source, NamedInput) else NamedInput(source, source)
+
+
+class _Pictures:
+    """Pictures of answers in the directory that was asked for, numbered in the order of the inputs."""
+
+    def __init__(self, command: TaskCommand, options: argparse.Namespace) -> None:
+        self._draw = command.draw
+        self._directory = Path(options.pictures) if command.draw and options.pictures is not None else None
+        self._count = 0
+        if self._directory is not None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+
+    def add(self, source: NamedInput, answer: Any) -> None:
+        if self._directory is None or self._draw is None:
+            return
+        stem = Path(source.name).stem if isinstance(source.name, str) else "frame"
+        self._draw(source.value, answer, self._directory / f"{self._count:06d}-{stem}.png")
+        self._count += 1
+
+
+def _check(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+    assert command.check is not None
+    # All of it is read, however much is bad: that is what is to be reported.
+    examples = _read(command, options, options.data, "train", 1.0)
+    pictures = None if options.pictures is None else Path(options.pictures)
+    for line in command.check(examples, Path(options.data), pictures):
+        print(line)
 
 
 def _export(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
@@ -229,6 +274,7 @@ _VERBS: dict[str, Callable[[TaskCommand, argparse.Namespace, RuntimeConfig], Non
     "evaluate": _evaluate,
     "predict": _predict,
     "export": _export,
+    "check": _check,
 }
 
 
@@ -245,8 +291,9 @@ class OneLineParser(argparse.ArgumentParser):
 
 def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentParser:
     parser = OneLineParser(prog=f"{command.name}.py", description=command.description, allow_abbrev=False)
+    names = [name for name in _VERBS if name != "check" or command.check is not None]
     verbs = parser.add_subparsers(
-        dest="verb", required=True, metavar="{train,evaluate,predict,export}", parser_class=OneLineParser
+        dest="verb", required=True, metavar="{" + ",".join(names) + "}", parser_class=OneLineParser
     )
     add_verb = _verb_adder(verbs)
     train = add_verb("train", "train on examples and save the pipeline; --help-all shows every flag")
@@ -264,7 +311,13 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
     evaluate.add_argument("--model", required=True, metavar="DIR", help="a saved pipeline")
     evaluate.add_argument("--data", required=True, metavar="PATH", help="examples")
     evaluate.add_argument("--json", metavar="FILE", help="write the metrics there too")
-    for verb in (train, evaluate):
+    reading = [train, evaluate]
+    if command.check is not None:
+        check = add_verb("check", "say what is in a data set and what is wrong with it")
+        check.add_argument("--data", required=True, metavar="PATH", help="examples")
+        check.add_argument("--pictures", metavar="DIR", help="write a sheet of examples there")
+        reading.append(check)
+    for verb in reading:
         _add_options(verb, "reader", command.reader_options)
     evaluate.add_argument(
         "--max-bad-share",
@@ -278,21 +331,24 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
     predict.add_argument("--model", metavar="DIR", help="a saved pipeline")
     predict.add_argument("--preset", metavar="REF", help="a preset with a head, instead of a saved pipeline")
     predict.add_argument("--output", metavar="FILE", help="write there instead of to stdout")
+    if command.draw is not None:
+        predict.add_argument("--pictures", metavar="DIR", help="write a picture of each answer there")
     _add_options(predict, "answer", command.answer_options)
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help=command.inputs_help)
     export = add_verb("export", "write a form that runs without Triptych")
     export.add_argument("--model", required=True, metavar="DIR", help="a saved pipeline")
     export.add_argument("--format", choices=get_args(ExportFormat), default="saved_model", help="default: saved_model")
     export.add_argument("--output", required=True, metavar="PATH", help="where to write")
-    for verb in (train, evaluate, predict, export):
+    for verb in dict.fromkeys((train, evaluate, predict, export, *reading)):
         add_flags(verb, RuntimeConfig, shown=shown if verb is train else ("precision", "devices"))
     return parser
 
 
 def _add_options(parser: argparse.ArgumentParser, kind: str, options: Sequence[ReaderOption | AnswerOption]) -> None:
     for option in options:
-        is_number = isinstance(option, AnswerOption) and option.type is int
-        parsing: dict[str, Any] = {"metavar": "N", "type": int} if is_number else {"metavar": "TEXT"}
+        kind_of_value = option.type if isinstance(option, AnswerOption) else str
+        metavar = {int: "N", float: "X", str: "TEXT"}[kind_of_value]
+        parsing: dict[str, Any] = {"metavar": metavar, "type": kind_of_value}
         flag = "--" + option.name.replace("_", "-")
         parser.add_argument(flag, dest=f"{kind}.{option.name}", help=option.help.replace("%", "%%"), **parsing)
 

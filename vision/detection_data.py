@@ -20,6 +20,48 @@ from vision.annotations import AnnotatedImages, Box, RawBox
 from vision.data import image_files, reason_to_skip_file
 from vision.images import read_image_size
 
+
+def read_objects(path: str | Path, *, split: str | None = None, max_bad_share: float = 0.01) -> Examples:
+    """Examples at `path`, whatever its layout: COCO JSON, a Pascal VOC directory, a YOLO data file or directory.
+
+    Args:
+        path: the JSON file, the directory or the YAML file; `PATH#SPLIT` names a split, as `VOC2007#val`.
+        split: the one that is meant where `path` names none; left out, or not there, "train".
+        max_bad_share: as for the readers.
+
+    Raises:
+        FileNotFoundError: where there is nothing at `path`, or no such split.
+        ValueError: for a layout that is none of these.
+    """
+    place, _, named = str(path).partition("#")
+    root = Path(place)
+    if root.suffix.lower() == ".json":
+        if named:
+            raise ValueError(f"{root} is one COCO file, which has no splits; leave {'#' + named!r} out.")
+        return read_coco(root, max_bad_share=max_bad_share)
+    if (root / "Annotations").is_dir():
+        return read_pascal_voc(root, split=named or _voc_split(root, split), max_bad_share=max_bad_share)
+    if root.is_dir() or root.suffix.lower() in (".yaml", ".yml"):
+        from vision.yolo_data import read_yolo
+
+        return read_yolo(root, split=named or _YOLO_SPLITS.get(split or "train", "train"), max_bad_share=max_bad_share)
+    existing_file(root)
+    raise ValueError(
+        f"{root} is no COCO JSON file, no YOLO YAML file and no directory. Give one of these, or the directory of a "
+        "Pascal VOC set (with Annotations in it)."
+    )
+
+
+# What is scored while training, where a path names no split.
+_YOLO_SPLITS = {"train": "train", "test": "val"}
+
+
+def _voc_split(root: Path, split: str | None) -> str:
+    wanted = {"test": ("val", "test")}.get(split or "", ("train",))
+    lists = root / "ImageSets" / "Main"
+    return next((name for name in wanted if (lists / f"{name}.txt").is_file()), wanted[0])
+
+
 # COCO JSON.
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -85,3 +86,13 @@ def with_legend(picture: np.ndarray, labels: Sequence[str], colours: Sequence[tu
         cv2.rectangle(sheet, (x, y), (x + 16, y + 14), colour, cv2.FILLED)
         cv2.putText(sheet, label, (x + 22, y + 12), _FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     return sheet
+
+
+def write_png(path: str | Path, image: np.ndarray) -> None:
+    """Write `image` uint8 RGB (H, W, 3) as a PNG file.
+
+    Raises:
+        OSError: where the file cannot be written.
+    """
+    encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+    Path(path).write_bytes(encoded.tobytes())

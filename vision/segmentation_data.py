@@ -74,6 +74,44 @@ def read_mask_folder(
     return tolerated(Examples(inputs, targets, tuple(bad)), image_root, max_bad_share, things="images and masks")
 
 
+def read_masks(
+    path: str | Path,
+    *,
+    masks: str | Path | None = None,
+    classes: str | Path | Sequence[str] | None = None,
+    colours: Sequence[ColourOrGrey] | None = None,
+    ignore: int | Sequence[ColourOrGrey] = (),
+    max_bad_share: float = 0.01,
+) -> Examples:
+    """Examples at `path`: a folder of images with a folder of masks beside it, or the folder that holds both.
+
+    Args:
+        path: the folder of images, or one with `images` and `masks` (or `labels`, `annotations`) in it.
+        masks: folder of the masks; left out, it is looked for: `masks` beside `images`, `trainannot` beside `train`.
+        classes: as for `read_mask_folder`, and the rest too.
+        colours: the same.
+        ignore: the same.
+        max_bad_share: the same.
+
+    Raises:
+        FileNotFoundError: where folders are missing; the message says where they were looked for.
+        ValueError: as for `read_mask_folder`.
+    """
+    root = existing_directory(path)
+    images = root / "images" if (root / "images").is_dir() else root
+    if masks is None:
+        beside = images.parent
+        candidates = [beside / name for name in ("masks", "labels", "annotations", f"{images.name}annot")]
+        found = [candidate for candidate in candidates if candidate.is_dir() and candidate != images]
+        if not found:
+            places = ", ".join(str(candidate) for candidate in candidates)
+            raise FileNotFoundError(
+                f"There is no folder of masks for {images}: looked for {places}. Give it as `masks`."
+            )
+        masks = found[0]
+    return read_mask_folder(images, masks, classes=classes, colours=colours, ignore=ignore, max_bad_share=max_bad_share)
+
+
 def _by_stem(root: Path, files: Iterable[Path]) -> tuple[dict[str, Path], list[BadRecord]]:
     """Files by their path within `root` without suffix, and those whose name another has already."""
     found: dict[str, Path] = {}
