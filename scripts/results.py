@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import dense_experiments
 import frame_experiments
 import nlp_experiments
 import translation_experiments
@@ -52,6 +53,11 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "multi30k-french": translation_experiments.multi30k_french,
     "translation-decode": translation_experiments.translation_decode,
     "translation-train": translation_experiments.translation_train,
+    "bccd": dense_experiments.bccd,
+    "camvid": dense_experiments.camvid,
+    "nuclei-dsb2018": dense_experiments.nuclei,
+    "detection-inference": dense_experiments.detection_inference,
+    "detection-train": dense_experiments.detection_train,
 }
 
 # Each target as a machine reads it; what only its words say (flat memory, a stated difference) is left to the reader. A
@@ -86,6 +92,18 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
         {"figure": "peak memory, MiB", "at_most": "peak memory of transformers, MiB"},
     ],
     "translation-train": [{"ratio": "triptych step / PyTorch step", "at_least": 1.2}],
+    "bccd": [
+        {"metric": "map_50", "at_least": 0.88},
+        {"metric": "map", "at_least": 0.58},
+        {"minutes": "of a run", "at_most": 45},
+    ],
+    "camvid": [{"metric": "mean_iou", "at_least": 0.62}, {"minutes": "of a run", "at_most": 75}],
+    "nuclei-dsb2018": [{"figure": "IoU of nucleus", "at_least": 0.85}],
+    "detection-inference": [
+        {"figure": "images/s from JPEG", "at_least": 15},
+        {"ratio": "triptych predict / OpenCV and model.predict", "at_least": 1.2},
+    ],
+    "detection-train": [{"ratio": "triptych step / keras-hub RetinaNet step", "at_least": 3.0}],
     "ner-inference": [{"ratio": "triptych predict / transformers.pipeline(batch_size=32)", "at_least": 2.5}],
 }
 

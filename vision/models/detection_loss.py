@@ -12,6 +12,8 @@ from vision.models.suppression import pairwise_iou
 # Weights of score and overlap in the alignment, and cells for an object: Feng et al. 2021 (TOOD, arXiv:2108.07755,
 # sections 3.2 and 4.1).
 _SCORE_POWER, _OVERLAP_POWER, _CELLS = 1.0, 6.0, 13
+# Sixth powers of the overlaps of small objects are far below 1e-12: this is below them, and still a float32.
+_TINY = 1e-30
 # Li et al. 2020 (arXiv:2006.04388, equation 2).
 _FOCUS = 2.0
 # Weight of the boxes beside the classes, as in TOOD.
@@ -67,14 +69,14 @@ def _assigned(
     overlaps = pairwise_iou(boxes, predicted)  # (B, N, A)
     scores = tf.gather(tf.transpose(tf.sigmoid(logits), (0, 2, 1)), tf.maximum(classes, 0), batch_dims=1)
     alignment = scores**_SCORE_POWER * overlaps**_OVERLAP_POWER
-    chosen = _best_cells(tf.where(may_answer, alignment + 1e-12, 0.0))
+    chosen = _best_cells(tf.where(may_answer, alignment + _TINY, 0.0))
     # A cell that several objects claim answers for the one that it overlaps most.
     claims = tf.where(chosen, overlaps + 1e-6, 0.0)
     owner = tf.argmax(claims, axis=1, output_type=tf.int32)  # (B, A)
     owned = tf.logical_and(chosen, tf.one_hot(owner, tf.shape(boxes)[1], axis=1, on_value=True, off_value=False))
     alignment = tf.where(owned, alignment, 0.0)
     best_overlap = tf.reduce_max(tf.where(owned, overlaps, 0.0), axis=2, keepdims=True)
-    scaled = alignment / tf.maximum(tf.reduce_max(alignment, axis=2, keepdims=True), 1e-12) * best_overlap
+    scaled = tf.math.divide_no_nan(alignment, tf.reduce_max(alignment, axis=2, keepdims=True)) * best_overlap
     weights = tf.reduce_max(scaled, axis=1)
     kinds = tf.gather(tf.maximum(classes, 0), owner, batch_dims=1)
     targets = tf.one_hot(kinds, num_classes) * weights[..., None]
