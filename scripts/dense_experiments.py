@@ -19,7 +19,7 @@ BCCD_CONFIG: dict[str, Any] = {
     "mosaic": 0.3,
 }
 BCCD_TRAINING: dict[str, Any] = {
-    "epochs": 45,
+    "epochs": 40,
     "batch_size": 8,
     "learning_rate": 0.001,
     "weight_decay": 0.05,
