@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import dense_benchmarks
 import nlp_benchmarks
 import translation_benchmarks
 
@@ -218,6 +219,8 @@ def _fit_sides() -> dict[str, Callable[[], float]]:
 BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "image-input": image_input,
     "image-classification": image_classification,
+    "detection-inference": dense_benchmarks.detection_inference,
+    "detection-train": dense_benchmarks.detection_train,
     "text-inference": nlp_benchmarks.text_inference,
     "text-inference-bfloat16": functools.partial(nlp_benchmarks.text_inference, precision="bfloat16"),
     "text-single": nlp_benchmarks.text_single,

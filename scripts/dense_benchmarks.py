@@ -61,7 +61,7 @@ def detection_inference(repeats: int) -> dict[str, Any]:
 
         def bare() -> int:
             """What a user of plain Keras writes; suppression is not even counted."""
-            images = [cv2.resize(cv2.imread(file)[..., ::-1], (_SIZE, _SIZE)) for file in files]
+            images = [cv2.resize(cv2.imread(file, cv2.IMREAD_COLOR_RGB), (_SIZE, _SIZE)) for file in files]
             return len(detector.model.predict(np.stack(images).astype(np.float32), batch_size=_BATCH, verbose=0))
 
         sides: dict[str, Callable[[], float]] = {
@@ -113,6 +113,7 @@ def _our_step(pictures: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> t
 
     detector, config = _detector([]), TrainingConfig(clip_norm=0.0)
     network = detector._network
+    assert network is not None
     batches = InputPipeline((np.zeros(1), np.zeros(1)), Stages(encode=lambda x, y: {"x": x}))
     task = TrainingTask(model=network.model, loss=network.loss, batches=batches, varying_shapes=True)
     optimizer = build_optimizer(config, network.model.trainable_variables, build_schedule(config, 1000))

@@ -1,12 +1,14 @@
-"""Vision: image classification; of detection and segmentation, the readers of their data.
+"""Vision: image classification, object detection, image segmentation.
 
 Conventions
     images        uint8 RGB (H, W, 3), or (H, W, 1) for grey, between decoding and the model; paths and bytes as input
-    `.model`      takes (B, S, S, C) with values 0..255 and normalises inside; gives logits (B, K), float32
+    `.model`      takes (B, H, W, C) with values 0..255 and normalises inside; gives logits, float32: (B, K) of
+                  classes, (B, H, W, K) of masks, (B, A, 4 + K) of cells with the edges of boxes before the classes
     labels        class names in a `Vocabulary`; class numbers only inside
-    targets       a class name, or a class number where a dataset has them; a tuple of names for multi-label classes
+    targets       a class name, or a class number where a dataset has them; a tuple of names for multi-label classes;
+                  `ObjectBoxes` for detection, a mask for segmentation
     boxes         float32 (N, 4), xyxy in pixels of the raw image after EXIF orientation, in `ObjectBoxes`
-    masks         uint8 (H, W) class numbers, 255 where pixels do not count, in PNG files that `MaskFile` reads
+    masks         uint8 (H, W) class numbers, 255 where pixels do not count; arrays, or PNG files that `MaskFile` reads
     probabilities float32 (B, K); softmax for one label, a sigmoid each for many
 
 Names are loaded when they are first used, so `import vision` is quick.

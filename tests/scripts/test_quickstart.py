@@ -22,12 +22,17 @@ def test_the_demo_trains_scores_saves_and_draws(quickstart, capsys, tmp_path, mo
     monkeypatch.setattr(quickstart, "TrainingConfig", lambda **options: real(**{**options, "epochs": 3}))
     quickstart.main(["--output", str(tmp_path / "demo")])
     out = capsys.readouterr().out
-    (row,) = [line for line in out.splitlines() if line.startswith("vision")]
+    row, detection, segmentation = [line for line in out.splitlines() if line.startswith("vision")]
+    assert "bright regions, commonest class 0." in detection
+    assert 0 <= float(detection.partition("mAP ")[2].split()[0]) <= 1
+    assert float(segmentation.partition("mean IoU ")[2].split()[0]) > 0.2
+    assert "bright regions, commonest class 0." in segmentation
     accuracy = float(row.partition("accuracy ")[2].split()[0])
     assert accuracy > 0.8
     assert "logistic regression 0.9" in row
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {
         "digits-classifier", "digits-confusion.png", "digits-answers.png",
+        "shapes-detector", "shapes-detections.png", "shapes-segmenter", "shapes-masks.png",
         "messages-classifier", "messages-answers.txt",
         "sentences-translator", "sentences-answers.txt",
     }  # fmt: skip
