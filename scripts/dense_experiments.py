@@ -64,7 +64,7 @@ CAMVID_CONFIG: dict[str, Any] = {
     "scale_jitter": 1.6,
 }
 CAMVID_TRAINING: dict[str, Any] = {
-    "epochs": 24,
+    "epochs": 20,
     "batch_size": 6,
     "learning_rate": 0.001,
     "weight_decay": 0.05,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from shared.export import ExportReport
     from shared.training import TrainingTask
     from shared.training_config import TrainingConfig
-    from vision.models.detector import DetectorNetwork
+    from vision.models.detector import Network
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class ObjectDetector(Pipeline):
     def __init__(self, config: ObjectDetectorConfig | None = None) -> None:
         super().__init__(config)
         self.labels: Vocabulary | None = Vocabulary(self.config.labels) if self.config.labels else None
-        self._network: DetectorNetwork | None = None
+        self._network: Network | None = None
         self._preset: Any = None
         self._trained = False
         self._predictor: Callable[[np.ndarray], np.ndarray] | None = None
@@ -144,13 +144,14 @@ class ObjectDetector(Pipeline):
     ) -> Self:
         """A detector that begins with pretrained weights.
 
-        Of an image classifier the trunk is taken, under a new pyramid and head; of a saved detector everything.
+        Of an image classifier the trunk is taken, under a new pyramid and head; of keras-hub's RetinaNet everything,
+        the head where `labels` are left out.
 
         Args:
-            ref: a convolutional classifier in `vision.presets`, a local directory, `hf://org/name` or `kaggle://...`;
-                or the directory of a saved detector.
+            ref: a convolutional classifier in `vision.presets`, a local directory of one or of a RetinaNet,
+                `hf://org/name` or `kaggle://...`.
             labels: classes to detect, or "from_data" to learn them from the training set. `predict` then needs `fit`
-                first. Left out, those of a saved detector are kept.
+                first. Left out, the head of a RetinaNet is kept; its classes are called "0", "1", ...
             config_fields: fields of `ObjectDetectorConfig` that shall differ from the defaults.
 
         Raises:
@@ -164,20 +165,30 @@ class ObjectDetector(Pipeline):
                 f"{' and '.join(given)} would have no effect: the preset {str(ref)!r} brings its own network. Leave it "
                 "out, or build an ObjectDetector from a config."
             )
-        if labels is None:
+        from vision.models.detector import load_detector_preset
+
+        preset = load_detector_preset(ref, seed=config_fields.get("seed", 0))
+        own = getattr(preset, "labels", None)
+        if labels is None and own is None:
             raise ValueError(
-                f"The preset {str(ref)!r} is a classifier, so the detector's classes must be given: `labels=[...]`, or "
+                f"The preset {str(ref)!r} is no detector with a head, so the classes must be given: `labels=[...]`, or "
                 'labels="from_data" to learn them from the training set. A saved detector is read by `load`.'
             )
+        ignored = [f"`{name}`" for name in ("pyramid_channels", "head_depth") if own and name in config_fields]
+        if ignored:
+            raise ValueError(
+                f"{' and '.join(ignored)} would have no effect: {str(ref)!r} brings its own. Leave it out."
+            )
         if labels != FROM_DATA:
-            config_fields["labels"] = tuple(labels)
+            config_fields["labels"] = tuple(labels or own or ())
         detector = cls(ObjectDetectorConfig.from_dict(config_fields))
-        detector._preset = _load_preset(ref, seed=detector.config.seed)
+        detector._preset = preset
         if detector.labels is not None:
-            detector._ensure_network(len(detector.labels))
-        logger.info("pyramid and head of the detector are new: call `fit` before `predict`")
-        source, licence = detector._preset.source, detector._preset.licence
-        detector.provenance = {"preset": {"ref": str(ref), "source": source, "licence": licence}}
+            detector._ensure_network(len(detector.labels), keep_head=labels is None)
+        detector._trained = labels is None
+        if labels is not None:
+            logger.info("the head of the detector is new: call `fit` before `predict`")
+        detector.provenance = {"preset": {"ref": str(ref), "source": preset.source, "licence": preset.licence}}
         return detector
 
     @property
@@ -420,12 +431,12 @@ class ObjectDetector(Pipeline):
 
     # Network and files.
 
-    def _ensure_network(self, num_labels: int) -> DetectorNetwork:
+    def _ensure_network(self, num_labels: int, *, keep_head: bool = False) -> Network:
         from vision.models.detector import pretrained_detector, scratch_detector
 
         if self._network is None:
             if self._preset is not None:
-                self._network = pretrained_detector(self._preset, self.config, num_labels)
+                self._network = pretrained_detector(self._preset, self.config, num_labels, keep_head=keep_head)
             else:
                 self._network = scratch_detector(self.config, num_labels)
         return self._network
@@ -481,13 +492,3 @@ def object_labels(source: Source) -> Vocabulary:
     if all(name.isdecimal() for name in names):
         return Vocabulary(str(number) for number in range(max(map(int, names)) + 1))
     return Vocabulary(sorted(names))
-
-
-def _load_preset(ref: str | Path, *, seed: int) -> Any:
-    from shared.pretrained import resolve
-    from shared.runtime import current_runtime, seeded
-    from vision.models.backbones import load_pretrained_classifier
-    from vision.presets import PRESETS
-
-    with current_runtime().scope(), seeded(seed):
-        return load_pretrained_classifier(resolve(ref, PRESETS), 256)

@@ -237,7 +237,7 @@ def test_a_saved_classifier_is_a_preset(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "classes must be given"),
+        ({}, "the classes must be given"),
         ({"labels": "from_data", "width": 8}, "would have no effect"),
     ],
 )

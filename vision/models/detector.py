@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 import numpy as np
@@ -15,17 +16,28 @@ import tensorflow as tf
 from keras import layers
 
 from shared.export import Endpoint
+from shared.pretrained import resolve
 from shared.runtime import current_runtime, float32_policy, seeded
 from vision.frame import Frame, frame_image, inner_size
+from vision.models.backbones import PretrainedClassifier, load_pretrained_classifier
 from vision.models.detection_loss import detection_loss
 from vision.models.light_detector import cells, decoded, detector_network
 from vision.models.pyramid import feature_trunk, new_feature_trunk
+from vision.models.retinanet import FAMILY as RETINANET
+from vision.models.retinanet import (
+    RetinaNetNetwork,
+    RetinaNetPreset,
+    is_retinanet,
+    load_retinanet,
+    pretrained_retinanet,
+    rebuilt_retinanet,
+)
 from vision.models.suppression import best_detections
 from vision.preprocessing import decode_pixels
+from vision.presets import PRESETS
 
 if TYPE_CHECKING:
     from vision.detection import ObjectDetectorConfig
-    from vision.models.backbones import PretrainedClassifier
 
 # Resolutions of the feature pyramid.
 _LEVELS = 3
@@ -66,16 +78,36 @@ class DetectorNetwork:
         return cells(height, width, self.strides)
 
 
+Network: TypeAlias = DetectorNetwork | RetinaNetNetwork
+
+
 def scratch_detector(config: ObjectDetectorConfig, num_classes: int) -> DetectorNetwork:
     """A detector on a small residual trunk, with initial weights drawn from `config.seed`."""
     architecture = {"family": "residual", "width": config.width, "depth": config.depth}
-    return rebuilt_detector(architecture, _frame(config, (_CENTRE,) * 3, (_SPREAD,) * 3), config, num_classes)
+    with current_runtime().scope(), seeded(config.seed):
+        trunk, strides = new_feature_trunk(architecture)
+    frame = _frame(config, (_CENTRE,) * 3, (_SPREAD,) * 3)
+    return _composed(trunk, strides, architecture, frame, config, num_classes)
+
+
+def load_detector_preset(ref: str | Path, *, seed: int) -> PretrainedClassifier | RetinaNetPreset:
+    """What a detector can begin with: a convolutional classifier, or a detector of keras-hub.
+
+    Raises:
+        FileNotFoundError, ValueError: as `shared.pretrained.resolve` and the loaders do.
+    """
+    source = resolve(ref, PRESETS)
+    # The trunk is trained too: its variables belong to all devices, and its dropout seeds follow the config's.
+    with current_runtime().scope(), seeded(seed):
+        return load_retinanet(source) if is_retinanet(source) else load_pretrained_classifier(source, 256)
 
 
 def pretrained_detector(
-    preset: PretrainedClassifier, config: ObjectDetectorConfig, num_classes: int
-) -> DetectorNetwork:
-    """A new detector on the trunk of a classifier."""
+    preset: PretrainedClassifier | RetinaNetPreset, config: ObjectDetectorConfig, num_classes: int, *, keep_head: bool
+) -> Network:
+    """A detector that begins with the preset's weights: a new one on the trunk of a classifier, or a RetinaNet."""
+    if isinstance(preset, RetinaNetPreset):
+        return pretrained_retinanet(preset, config, num_classes, keep_head=keep_head)
     with current_runtime().scope(), seeded(config.seed):
         trunk, strides = feature_trunk(preset.trunk, preset.architecture["family"])
     own = preset.preprocessing
@@ -85,8 +117,10 @@ def pretrained_detector(
 
 def rebuilt_detector(
     architecture: dict[str, Any], frame: Frame, config: ObjectDetectorConfig, num_classes: int
-) -> DetectorNetwork:
+) -> Network:
     """The network that `architecture` describes, with weights drawn from `config.seed`."""
+    if architecture["family"] == RETINANET:
+        return rebuilt_retinanet(architecture, frame, config, num_classes)
     with current_runtime().scope(), seeded(config.seed):
         trunk, strides = new_feature_trunk(architecture)
     return _composed(trunk, strides, architecture, frame, config, num_classes)
@@ -119,7 +153,7 @@ def _composed(
     return DetectorNetwork(model, trunk, architecture, strides[-_LEVELS:], frame)
 
 
-def answer_function(network: DetectorNetwork, config: ObjectDetectorConfig) -> Callable[[np.ndarray], np.ndarray]:
+def answer_function(network: Network, config: ObjectDetectorConfig) -> Callable[[np.ndarray], np.ndarray]:
     """A compiled `answers` for NumPy batches; batches are padded to powers of two, so few shapes are traced."""
     compiled = tf.function(
         lambda images: network.answers(images, config), autograph=False, jit_compile=current_runtime().xla
@@ -136,7 +170,7 @@ def answer_function(network: DetectorNetwork, config: ObjectDetectorConfig) -> C
     return predict
 
 
-def float32_twin(network: DetectorNetwork, config: ObjectDetectorConfig, num_classes: int) -> DetectorNetwork:
+def float32_twin(network: Network, config: ObjectDetectorConfig, num_classes: int) -> Network:
     """The same network with the same weights, computing in float32: what converters can take."""
     if keras.config.dtype_policy().name == "float32":
         return network
@@ -147,7 +181,7 @@ def float32_twin(network: DetectorNetwork, config: ObjectDetectorConfig, num_cla
 
 
 def serving_endpoints(
-    network: DetectorNetwork, config: ObjectDetectorConfig, *, encoded: Sequence[bytes], expected: np.ndarray
+    network: Network, config: ObjectDetectorConfig, *, encoded: Sequence[bytes], expected: np.ndarray
 ) -> dict[str, Endpoint]:
     """What a detector serves; non-maximum suppression is inside.
 

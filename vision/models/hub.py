@@ -49,7 +49,7 @@ def load_hub_classifier(
     if [len(tensor.shape) for tensor in backbone.inputs] != [4] or len(backbone.outputs) != 1:
         raise ValueError(f"{directory} holds {backbone.name}, which is no network from images to features.")
     preprocessing = _preprocessing(directory, task, backbone)
-    config = _recipe(backbone)
+    config = backbone_recipe(backbone)
     trunk = _backbone(config, image_size or preprocessing.image_size)
     move_weights(backbone, trunk)
     head = None if task is None else cut_head(task, _features(task))
@@ -185,7 +185,7 @@ def _features(task: keras.Model) -> keras.KerasTensor:
     return next(node.output_tensors[0] for node in nodes if node.operation is task.backbone)
 
 
-def _recipe(backbone: keras.Model) -> dict[str, Any]:
+def backbone_recipe(backbone: keras.Model) -> dict[str, Any]:
     """The backbone's configuration, JSON-able and without the precision that happens to be set."""
     config: dict[str, Any] = json.loads(json.dumps(keras.saving.serialize_keras_object(backbone)))
     for part in nested_dictionaries(config):
@@ -204,6 +204,18 @@ def _backbone(config: Mapping[str, Any], image_size: int) -> keras.Model:
     config = copy.deepcopy(dict(config))
     config["config"]["image_shape"] = [image_size, image_size, 3]
     return keras.saving.deserialize_keras_object(config, safe_mode=True)
+
+
+def hub_normalisation(directory: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, for values 0..255, that a directory of keras-hub asks for."""
+    import keras_hub
+
+    try:
+        converter = keras_hub.layers.ImageConverter.from_preset(str(directory))
+    except (ValueError, FileNotFoundError):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    fields = _conversion(converter)
+    return fields["mean"], fields["std"]
 
 
 def _preprocessing(directory: Path, task: keras.Model | None, backbone: keras.Model) -> Preprocessing:
