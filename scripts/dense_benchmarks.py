@@ -141,10 +141,8 @@ def _retinanet_step(pictures: np.ndarray, boxes: np.ndarray, classes: np.ndarray
             image_encoder=trunk, min_level=3, max_level=5, use_p5=False, image_shape=(_SIZE, _SIZE, 3)
         ),
         num_classes=3,
+        bounding_box_format="xyxy",
         preprocessor=None,
-        label_encoder=keras_hub.layers.RetinaNetLabelEncoder(
-            bounding_box_format="xyxy", min_level=3, max_level=7, num_scales=3, aspect_ratios=[0.5, 1.0, 2.0]
-        ),
     )
     retinanet.compile(optimizer=keras.optimizers.AdamW(1e-3), box_loss="auto", classification_loss="auto")
     images, targets = pictures.astype(np.float32), {"boxes": boxes, "labels": classes.astype(np.float32)}

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 FAMILY = "keras_hub_retinanet"
 # Weight of positives and focus of the loss (section 5.1 of the paper), and where its box loss turns linear.
 _ALPHA, _GAMMA, _DELTA = 0.25, 2.0, 1.0
+# Share of anchors that hold an object at the start (section 4.1).
+_PRIOR = 0.01
 # What the label encoder calls anchors that neither train nor count.
 _IGNORED = -2
 
@@ -205,6 +208,10 @@ def rebuilt_retinanet(
         task = keras_hub.models.RetinaNetObjectDetector(
             backbone=backbone, num_classes=num_classes, bounding_box_format="xyxy", anchor_generator=generator
         )
+        # keras-hub 0.32 gives the prior to the boxes, which begin far from their anchors, and none to the classes.
+        task.box_head.prediction_layer.bias.assign(tf.zeros_like(task.box_head.prediction_layer.bias))
+        bias = task.classification_head.prediction_layer.bias
+        bias.assign(tf.fill(bias.shape, -math.log((1 - _PRIOR) / _PRIOR)))
         # In float32: 8-bit values would lose their last bit in bfloat16.
         normalisation = layers.Rescaling(
             [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)], dtype="float32"
