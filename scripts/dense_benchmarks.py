@@ -132,6 +132,7 @@ def _our_step(pictures: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> t
 def _retinanet_step(pictures: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> tuple[Callable[[], float], int]:
     import keras
     import keras_hub
+    import tensorflow as tf
 
     trunk = keras_hub.models.EfficientNetBackbone(
         **_LITE0, include_stem_padding=True, input_shape=(_SIZE, _SIZE, 3), activation="relu6"
@@ -145,10 +146,12 @@ def _retinanet_step(pictures: np.ndarray, boxes: np.ndarray, classes: np.ndarray
         preprocessor=None,
     )
     retinanet.compile(optimizer=keras.optimizers.AdamW(1e-3), box_loss="auto", classification_loss="auto")
-    images, targets = pictures.astype(np.float32), {"boxes": boxes, "labels": classes.astype(np.float32)}
+    batch = (pictures.astype(np.float32), {"boxes": boxes, "labels": classes.astype(np.float32)})
+    batches = iter(tf.data.Dataset.from_tensors(batch).repeat())
+    retinanet.make_train_function()
 
     def run() -> int:
-        retinanet.train_on_batch(images, targets)
+        keras.tree.map_structure(np.asarray, retinanet.train_function(batches))  # waits for the step to end
         return len(pictures)
 
     run()
