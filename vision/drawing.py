@@ -33,7 +33,7 @@ def draw_boxes(
     line = max(1, round(2 * scale))
     for box, colour in zip(boxes, colours, strict=True):
         (left, top), (right, bottom) = (tuple(map(int, np.rint(corner))) for corner in (box[:2], box[2:]))
-        cv2.rectangle(drawn, (left, top), (right - 1, bottom - 1), colour, line, cv2.LINE_AA)
+        cv2.rectangle(drawn, (left, top), (right - 1, bottom - 1), colour, line)
     for box, caption, colour in zip(boxes, captions, colours, strict=True):
         _caption(drawn, box, caption, colour, max(0.35, 0.45 * scale))
     return drawn

@@ -173,3 +173,21 @@ def test_rand_augment_uses_every_operation():
     assert len(augmentation_module._OPERATIONS) == 14
     results = {rand_augment(image(), rng(seed), num_ops=1, magnitude=15).tobytes() for seed in range(200)}
     assert len(results) >= 20
+
+
+def test_colours_vary_within_their_ranges():
+    from vision.augmentation import colour_jittered
+
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    still = colour_jittered(image, np.random.default_rng(1), hue=0.0, saturation=0.0, brightness=0.0)
+    assert np.abs(still.astype(int) - image).max() <= 6  # there and back through 180 steps of hue
+    pair = [colour_jittered(image, np.random.default_rng(2), hue=0.1, saturation=0.5, brightness=0.5) for _ in range(2)]
+    np.testing.assert_array_equal(*pair)
+    assert (pair[0] != image).any()
+    grey = np.full((4, 4, 3), 100, np.uint8)
+    levels = [
+        int(colour_jittered(grey, np.random.default_rng(s), hue=0.5, saturation=1.0, brightness=0.3)[0, 0].max())
+        for s in range(50)
+    ]
+    assert 69 <= min(levels) < 90
+    assert 110 < max(levels) <= 131

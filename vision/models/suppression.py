@@ -13,11 +13,15 @@ MAX_CANDIDATES = 512
 
 def pairwise_iou(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
     """Intersection over union (..., N, M) of boxes (..., N, 4) with boxes (..., M, 4), xyxy."""
-    first, second = first[..., :, None, :], second[..., None, :, :]
-    sides = tf.minimum(first[..., 2:], second[..., 2:]) - tf.maximum(first[..., :2], second[..., :2])
-    shared = tf.reduce_prod(tf.maximum(sides, 0.0), axis=-1)
-    areas = [tf.reduce_prod(tf.maximum(boxes[..., 2:] - boxes[..., :2], 0.0), axis=-1) for boxes in (first, second)]
-    return shared / tf.maximum(areas[0] + areas[1] - shared, 1e-9)
+    # Edge by edge: an axis of two at the end would cost several times as much.
+    left, top, right, bottom = (edge[..., :, None] for edge in tf.unstack(first, axis=-1))
+    to_left, to_top, to_right, to_bottom = (edge[..., None, :] for edge in tf.unstack(second, axis=-1))
+    width = tf.maximum(tf.minimum(right, to_right) - tf.maximum(left, to_left), 0.0)
+    height = tf.maximum(tf.minimum(bottom, to_bottom) - tf.maximum(top, to_top), 0.0)
+    area = tf.maximum(right - left, 0.0) * tf.maximum(bottom - top, 0.0)
+    to_area = tf.maximum(to_right - to_left, 0.0) * tf.maximum(to_bottom - to_top, 0.0)
+    shared = width * height
+    return shared / tf.maximum(area + to_area - shared, 1e-9)
 
 
 def best_detections(
