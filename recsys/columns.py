@@ -39,7 +39,7 @@ class Columns:
 
     def describe(self) -> str:
         """Which is which, in words."""
-        places = {role: getattr(self, role) for role in ROLES}
+        places: dict[str, int | None] = {role: getattr(self, role) for role in ROLES}
         return ", ".join(f"{role} in column {place}" for role, place in places.items() if place is not None)
 
 
@@ -69,9 +69,9 @@ def find_columns(names: Sequence[str] | None, num_columns: int, given: dict[str,
     free = [place for place in range(num_columns) if place not in places.values()]
     if names is not None:
         for place in free:
-            role = role_of(names[place])
-            if role is not None and role not in places:
-                places[role] = place
+            known = role_of(names[place])
+            if known is not None and known not in places:
+                places[known] = place
     elif not places:
         places = dict(zip(ROLES, free, strict=False))
     missing = [role for role in ("user", "item") if role not in places]
@@ -98,7 +98,7 @@ def _given_place(role: str, place: str | int, names: Sequence[str] | None, num_c
 def is_header(row: Sequence[str]) -> bool:
     """Whether a first row holds names: two of them are known, or it has words where ratings are numbers."""
     known = {role_of(cell) for cell in row} - {None}
-    return len(known) >= 2 or (len(row) in (3, 4) and not any(map(_is_number, row[2:])))
+    return len(known) >= min(2, len(row)) or (len(row) in (3, 4) and not any(map(_is_number, row[2:])))
 
 
 def _is_number(cell: str) -> bool:

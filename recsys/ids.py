@@ -60,9 +60,9 @@ def _as_strings(values: list[str], name: str) -> np.ndarray:
 
 
 def _mixed(values: list[Any], kinds: set[type], name: str) -> str:
-    odd = next(value for value in values if type(value) not in (int, str)) if kinds - {int, str} else None
-    if odd is not None:
-        return f"`{name}` must be all strings or all whole numbers; received {odd!r} ({type(odd).__name__}). Convert it."
+    if kinds - {int, str}:
+        odd = next(value for value in values if type(value) not in (int, str))
+        return f"`{name}` must be all strings or all whole numbers; received {odd!r} ({type(odd).__name__})."
     first = next(value for value in values if type(value) is not type(values[0]))
     return (
         f"`{name}` must be all strings or all whole numbers; received {values[0]!r} and {first!r}. Convert one kind, "

@@ -135,7 +135,7 @@ def _ratings(values: Any) -> np.ndarray:
 def _timestamps(values: Any) -> np.ndarray:
     timestamps = np.asarray(values)
     if timestamps.dtype.kind not in "iu" and len(timestamps):
-        raise TypeError(f"`timestamps` must be whole numbers; received {timestamps.dtype}. Convert them, say to seconds.")
+        raise TypeError(f"`timestamps` must be whole numbers; received {timestamps.dtype}. Take seconds, say.")
     return timestamps.astype(np.int64)
 
 

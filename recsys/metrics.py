@@ -21,12 +21,12 @@ def recall(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
 
     Some libraries divide by the smaller of `k` and that number; this one does not.
     """
-    return hits[:, :k].sum(axis=1) / num_relevant
+    return np.asarray(hits[:, :k].sum(axis=1) / num_relevant)
 
 
 def hit(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
     """1 where any held-out item is among the first `k`, else 0: (U,)."""
-    return hits[:, :k].any(axis=1).astype(np.float64)
+    return np.asarray(hits[:, :k].any(axis=1), np.float64)
 
 
 def mrr(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
@@ -43,7 +43,7 @@ def ndcg(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
     """
     discounts = 1.0 / np.log2(np.arange(2, k + 2))
     ideal = np.concatenate([[0.0], np.cumsum(discounts)])[np.minimum(num_relevant, k)]
-    return hits[:, :k] @ discounts[: hits.shape[1]] / ideal
+    return np.asarray(hits[:, :k] @ discounts[: hits.shape[1]] / ideal)
 
 
 def average_precision(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
@@ -53,7 +53,7 @@ def average_precision(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.
     """
     found = hits[:, :k]
     precision = np.cumsum(found, axis=1) / np.arange(1, found.shape[1] + 1)
-    return (precision * found).sum(axis=1) / np.minimum(num_relevant, k)
+    return np.asarray((precision * found).sum(axis=1) / np.minimum(num_relevant, k))
 
 
 def coverage(answers: np.ndarray, num_items: int, k: int) -> float:
@@ -122,12 +122,13 @@ def sampled_places(scores: np.ndarray, negatives: np.ndarray) -> np.ndarray:
         int64 (U,), 1 to N + 1.
     """
     with np.errstate(invalid="ignore"):
-        return 1 + (negatives >= scores[:, None]).sum(axis=1) + np.where(np.isnan(scores), negatives.shape[1], 0)
+        before = (negatives >= scores[:, None]).sum(axis=1)
+    return np.asarray(np.where(np.isnan(scores), negatives.shape[1], before) + 1)
 
 
 def hits_at(places: np.ndarray, k: int) -> np.ndarray:
     """Places (from 1) of one held-out item each as `hits`, bool (U, k)."""
-    return np.asarray(places)[:, None] == np.arange(1, k + 1)
+    return np.asarray(np.asarray(places)[:, None] == np.arange(1, k + 1))
 
 
 def bootstrap_intervals(

@@ -54,7 +54,7 @@ def read_parquet(file: Path, given: dict[str, Place]) -> Interactions:
         for role, (values, _) in arrays.items():
             parts[role].append(values[good])
         first += len(batch)
-    joined = {role: np.concatenate(arrays) if arrays else [] for role, arrays in parts.items()}
+    joined: dict[str, Any] = {role: np.concatenate(arrays) if arrays else [] for role, arrays in parts.items()}
     for role in {"users", "items"}:
         joined[role] = _ids(joined[role])
     if "timestamps" in joined:

@@ -7,6 +7,7 @@ import scipy.sparse as sp
 
 # Scores that are computed at once, in numbers: 32 MB of float32.
 _BLOCK = 8 << 20
+_ITEMS_AT_ONCE = 1 << 16
 NOTHING = -1
 
 
@@ -33,7 +34,8 @@ def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     k = min(k, scores.shape[1])
     if k == 0 or not len(scores):
         return np.full((len(scores), k), NOTHING, np.int64), np.full((len(scores), k), -np.inf, scores.dtype)
-    scores = np.where(np.isnan(scores), scores.dtype.type(-np.inf), scores)
+    if np.isnan(scores.max()):  # the largest is NaN where any is
+        scores = np.where(np.isnan(scores), scores.dtype.type(-np.inf), scores)
     columns = _best_columns(scores, k)
     best = np.take_along_axis(scores, columns, axis=1)
     order = np.argsort(-best, axis=1, kind="stable")  # stable on rising columns: of equal scores the lower first
@@ -49,7 +51,9 @@ def _best_columns(scores: np.ndarray, k: int) -> np.ndarray:
     columns = np.argpartition(scores, num - k, axis=1)[:, num - k :]
     lowest = np.take_along_axis(scores, columns, axis=1).min(axis=1, keepdims=True)
     # Where the k-th score occurs outside of the chosen columns too, argpartition took any of the equals.
-    tied = np.flatnonzero((scores >= lowest).sum(axis=1) > k)
+    # Among those that are no answers, any will do.
+    real = np.flatnonzero(~np.isneginf(lowest[:, 0]))
+    tied = real[np.count_nonzero(scores[real] >= lowest[real], axis=1) > k]
     for row in tied.tolist():
         above = np.flatnonzero(scores[row] > lowest[row])
         equal = np.flatnonzero(scores[row] == lowest[row])
@@ -82,7 +86,7 @@ def top_k_products(
         Item numbers, int64 (B, min(k, N)), and scores, as `top_k` gives them for `queries @ items.T`.
     """
     k = min(k, len(items))
-    width = max(k, min(len(items), 1 << 16))
+    width = max(k, min(len(items), _ITEMS_AT_ONCE))
     height = max(1, _BLOCK // max(1, width))
     answers = []
     for start in range(0, len(queries), height):
