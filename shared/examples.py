@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -227,7 +227,19 @@ def _existing(path: Path, *, directory: bool) -> Path:
     return path
 
 
-def tolerated(examples: Examples, where: Path, max_bad_share: float, *, things: str) -> Examples:
+class _WasRead(Protocol):
+    """What a reader made of a file, and the records that it left out."""
+
+    @property
+    def bad_records(self) -> tuple[BadRecord, ...]: ...
+
+    def __len__(self) -> int: ...
+
+
+_Read = TypeVar("_Read", bound=_WasRead)
+
+
+def tolerated(examples: _Read, where: Path, max_bad_share: float, *, things: str) -> _Read:
     """`examples` as they were read from `where`; bad records among its `things` are reported.
 
     Raises:

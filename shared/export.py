@@ -54,16 +54,23 @@ class ExportReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """One function of an export, from named tensors to one tensor, and examples to try it on.
+    """One function of an export, from named tensors to one tensor or several by name, and examples to try it on.
 
     `signature` has a spec with a name for each argument, `example` an array for each, the batch first. `expected` is
-    what `predict` gives for the example; of texts (bytes), as of numbers, it must have the shape of the answer.
+    what `predict` gives for the example, by name where the function answers so; of texts (bytes), as of numbers, it
+    must have the shape of the answer.
     """
 
-    function: Callable[..., tf.Tensor]
+    function: Callable[..., Any]
     signature: tuple[tf.TensorSpec, ...]
     example: tuple[np.ndarray, ...]
-    expected: np.ndarray
+    expected: np.ndarray | Mapping[str, np.ndarray]
+
+    @property
+    def num_examples(self) -> int:
+        """How many answers are compared."""
+        expected = self.expected
+        return len(expected if isinstance(expected, np.ndarray) else next(iter(expected.values())))
 
 
 def export_saved_model(path: Path, endpoints: Mapping[str, Endpoint], *, track: Sequence[tf.Module]) -> ExportReport:
@@ -75,7 +82,7 @@ def export_saved_model(path: Path, endpoints: Mapping[str, Endpoint], *, track: 
         _write_archive(fresh, endpoints, track)
         loaded = tf.saved_model.load(str(fresh))
         differences = [
-            _difference(getattr(loaded, name)(*map(tf.convert_to_tensor, endpoint.example)).numpy(), endpoint)
+            _difference(getattr(loaded, name)(*map(tf.convert_to_tensor, endpoint.example)), endpoint)
             for name, endpoint in endpoints.items()
         ]
     return _report("saved_model", path, endpoints, max(differences))
@@ -132,17 +139,29 @@ def _feed(endpoint: Endpoint) -> dict[str, np.ndarray]:
     return {spec.name: array for spec, array in zip(endpoint.signature, endpoint.example, strict=True)}
 
 
-def _difference(output: np.ndarray, endpoint: Endpoint) -> float:
-    if output.shape != endpoint.expected.shape:
-        raise ValueError(f"The export answers with shape {output.shape}, `predict` with {endpoint.expected.shape}.")
+def _difference(output: Any, endpoint: Endpoint) -> float:
+    expected = endpoint.expected
+    if isinstance(expected, Mapping):
+        return max(_array_difference(np.asarray(output[name]), expected[name]) for name in expected)
+    return _array_difference(np.asarray(output), expected)
+
+
+def _array_difference(output: np.ndarray, expected: np.ndarray) -> float:
+    if output.shape != expected.shape:
+        raise ValueError(f"The export answers with shape {output.shape}, `predict` with {expected.shape}.")
     if output.dtype == object:  # texts: the share that is not the same
-        return float(np.mean(output != endpoint.expected))
-    difference = float(np.max(np.abs(output.astype(np.float64) - endpoint.expected)))
+        return float(np.mean(output != expected))
+    # Where nothing more can be recommended, both sides have -inf.
+    with np.errstate(invalid="ignore"):
+        distances = np.where(
+            np.isneginf(output) & np.isneginf(expected), 0, np.abs(output.astype(np.float64) - expected)
+        )
+    difference = float(np.max(distances))
     if not np.isfinite(difference):
         raise FloatingPointError(
             f"The export could not be compared with `predict`: {_not_finite(output)} of the export's answers and "
-            f"{_not_finite(endpoint.expected)} of `predict`'s are NaN or infinite; nothing was written. Look for NaN "
-            "in the model's weights, and train it again."
+            f"{_not_finite(expected)} of `predict`'s are NaN or infinite; nothing was written. Look for NaN in the "
+            "model's weights, and train it again."
         )
     return difference
 
@@ -157,7 +176,7 @@ def _report(format: str, path: Path, endpoints: Mapping[str, Endpoint], differen
         path=str(path),
         num_bytes=_num_bytes(path),
         max_difference=difference,
-        num_examples=len(next(iter(endpoints.values())).expected),
+        num_examples=next(iter(endpoints.values())).num_examples,
         inputs={
             name: ", ".join(f"{spec.name} {spec.dtype.name} {spec.shape}" for spec in endpoint.signature)
             for name, endpoint in endpoints.items()

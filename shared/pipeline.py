@@ -30,6 +30,7 @@ ExportFormat = Literal["saved_model", "litert", "onnx"]
 
 # Where `load_pipeline` finds the class that wrote a directory.
 _PIPELINES = {
+    "collaborative_filtering": "recsys.collaborative_filtering:CollaborativeFilter",
     "image_classification": "vision.classification:ImageClassifier",
     "image_segmentation": "vision.segmentation:ImageSegmenter",
     "named_entity_recognition": "nlp.ner:EntityRecognizer",

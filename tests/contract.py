@@ -44,11 +44,24 @@ class PipelineContract:
     floor: ClassVar[float]
     export_formats: ClassVar[tuple[str, ...]] = ("saved_model", "litert", "onnx")
     export_tolerance: ClassVar[float] = 1e-4
+    # Models that are solved at once have no epochs, and so no losses.
+    has_epochs: ClassVar[bool] = True
 
     @classmethod
     def data(cls) -> Any:
         """Tiny training data as `fit` takes it."""
         raise NotImplementedError
+
+    @classmethod
+    def held_out(cls) -> Any:
+        """Data as `evaluate` takes it, where that is not the training data."""
+        return cls.data()
+
+    @classmethod
+    def alter(cls, pipeline: Pipeline) -> None:
+        """Change the weights, and with them the answers."""
+        for variable in pipeline.model.trainable_variables:
+            variable.assign(-variable)
 
     @classmethod
     def inputs(cls) -> list[Any]:
@@ -70,7 +83,7 @@ class PipelineContract:
     def fitted(cls) -> Pipeline:
         """One trained pipeline for all tests that only ask it."""
         pipeline = cls.pipeline_class(cls.config)
-        pipeline.fit(cls.data(), cls.data(), training=cls.training)
+        pipeline.fit(cls.data(), cls.held_out(), training=cls.training)
         return pipeline
 
     def answers(self, pipeline: Pipeline, inputs: list[Any] | None = None) -> list[dict[str, Any]]:
@@ -94,16 +107,16 @@ class PipelineContract:
     def test_learns_tiny_data(self, fitted: Pipeline) -> None:
         assert fitted.history is not None
         losses = fitted.history.losses
-        assert losses[-1] < losses[0]
-        assert fitted.evaluate(self.data()).first >= self.floor
+        assert losses[-1] < losses[0] if self.has_epochs else losses == []
+        assert fitted.evaluate(self.held_out()).first >= self.floor
 
     def test_same_seeds_same_predictions(self, fitted: Pipeline) -> None:
         again = self.pipeline_class(self.config)
-        again.fit(self.data(), self.data(), training=self.training)
+        again.fit(self.data(), self.held_out(), training=self.training)
         assert self.answers(again) == self.answers(fitted)
 
     def test_evaluate_gives_exactly_its_metrics(self, fitted: Pipeline) -> None:
-        metrics = fitted.evaluate(self.data())
+        metrics = fitted.evaluate(self.held_out())
         assert tuple(metrics) == self.metric_names
         assert all(math.isfinite(value) for value in metrics.values())
 
@@ -131,7 +144,7 @@ class PipelineContract:
         pipeline = self.pipeline_class(self.config)
         for verb in (
             lambda: pipeline.predict(self.inputs()),
-            lambda: pipeline.evaluate(self.data()),
+            lambda: pipeline.evaluate(self.held_out()),
             lambda: pipeline.save(tmp_path / "early"),
             lambda: pipeline.export(tmp_path / "early"),
         ):
@@ -182,8 +195,7 @@ class PipelineContract:
         fitted.save(tmp_path / "saved")
         old = self.answers(fitted)
         newer = load_pipeline(tmp_path / "saved")
-        for variable in newer.model.trainable_variables:
-            variable.assign(-variable)
+        self.alter(newer)
         new = self.answers(newer)
         assert new != old
 

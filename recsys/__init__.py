@@ -1,0 +1,56 @@
+"""Recsys: collaborative filtering on interactions of users with items.
+
+Conventions
+    ids           users and items are the caller's own: all str or all int, each; numbers only inside
+    Interactions  columns: users, items, and where there are any ratings float32, timestamps int64
+    `.model`      takes user numbers (B,), int64; gives scores of all items (B, I), float32
+    items         in sorted order, by which ties of scores are broken: the first of them wins
+    metrics       of full rankings, seen items left out; those among sampled items are called `sampled_...`
+    scores        float32, higher is better, comparable within one user's answer
+
+Names are loaded when they are first used, so `import recsys` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recsys.answers import Explanation, Recommendations, Scores, SimilarItems
+    from recsys.collaborative_filtering import CollaborativeFilter, CollaborativeFilterConfig
+    from recsys.data import read_interactions
+    from recsys.interactions import Interactions
+    from recsys.splitting import Holdout, Split
+
+_HOMES = {
+    "CollaborativeFilter": "recsys.collaborative_filtering",
+    "CollaborativeFilterConfig": "recsys.collaborative_filtering",
+    "Explanation": "recsys.answers",
+    "Holdout": "recsys.splitting",
+    "Interactions": "recsys.interactions",
+    "Recommendations": "recsys.answers",
+    "Scores": "recsys.answers",
+    "SimilarItems": "recsys.answers",
+    "Split": "recsys.splitting",
+    "read_interactions": "recsys.data",
+}
+
+__all__ = [
+    "CollaborativeFilter",
+    "CollaborativeFilterConfig",
+    "Explanation",
+    "Holdout",
+    "Interactions",
+    "Recommendations",
+    "Scores",
+    "SimilarItems",
+    "Split",
+    "read_interactions",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'recsys' has no attribute {name!r}")
