@@ -19,6 +19,7 @@ from typing import Any
 
 import frame_experiments
 import nlp_experiments
+import recsys_experiments
 import translation_experiments
 import vision_experiments
 from benchmark import hardware
@@ -52,6 +53,9 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "multi30k-french": translation_experiments.multi30k_french,
     "translation-decode": translation_experiments.translation_decode,
     "translation-train": translation_experiments.translation_train,
+    "movielens-last": recsys_experiments.movielens_last,
+    "movielens-temporal": recsys_experiments.movielens_temporal,
+    "movielens-ratings": recsys_experiments.movielens_ratings,
 }
 
 # Each target as a machine reads it; what only its words say (flat memory, a stated difference) is left to the reader. A
@@ -86,6 +90,7 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
         {"figure": "peak memory, MiB", "at_most": "peak memory of transformers, MiB"},
     ],
     "translation-train": [{"ratio": "triptych step / PyTorch step", "at_least": 1.2}],
+    "movielens-ratings": [{"metric": "rmse", "at_most": 0.857}],
     "ner-inference": [{"ratio": "triptych predict / transformers.pipeline(batch_size=32)", "at_least": 2.5}],
 }
 
