@@ -118,8 +118,9 @@ class IdIndex:
         if len(column) == 0:
             return np.zeros(0, np.int64)
         if len(self) and kind_of(column) is not self.kind:
+            first = column[:1].tolist()[0]
             raise TypeError(
-                f"The {self.what} ids of this data are {_WORDS[self.kind]}; received {column[0]!r}. Give them as "
+                f"The {self.what} ids of this data are {_WORDS[self.kind]}; received {first!r}. Give them as "
                 f"{self.kind.__name__}."
             )
         places = self._places

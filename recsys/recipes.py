@@ -53,7 +53,7 @@ def solved(config: CollaborativeFilterConfig, matrix: sp.csr_matrix) -> Scorer:
 
 @dataclass
 class IalsTrainer:
-    """Users, then items, in each epoch."""
+    """Items, then users, in each epoch."""
 
     recipe: Ials
     matrix: sp.csr_matrix
@@ -65,7 +65,7 @@ class IalsTrainer:
 
     def epoch(self, number: int) -> float:
         """Solve both sides once."""
-        users, items = self.recipe.epoch(self.matrix, self.transposed, self.arrays["items"])
+        users, items = self.recipe.epoch(self.matrix, self.transposed, self.arrays["users"])
         self.arrays = {"users": users, "items": items}
         return self.recipe.loss(self.matrix, users, items)
 
@@ -85,7 +85,7 @@ class BiasedMfTrainer:
 
     def epoch(self, number: int) -> float:
         """Solve both sides once."""
-        users, items = self.recipe.epoch(self.matrix, self.transposed, self.mean, self.arrays["items"])
+        users, items = self.recipe.epoch(self.matrix, self.transposed, self.mean, self.arrays["users"])
         self.arrays = {"users": users, "items": items}
         return self.recipe.loss(self.matrix, self.mean, users, items)
 

@@ -86,6 +86,8 @@ def top_k_products(
         Item numbers, int64 (B, min(k, N)), and scores, as `top_k` gives them for `queries @ items.T`.
     """
     k = min(k, len(items))
+    if not k:
+        return np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0), np.float32)
     width = max(k, min(len(items), _ITEMS_AT_ONCE))
     height = max(1, _BLOCK // max(1, width))
     answers = []
@@ -94,7 +96,7 @@ def top_k_products(
         hidden = None if seen is None else seen[start : start + height].tocsc()
         columns = np.zeros((len(part), 0), np.int64)
         best = np.zeros((len(part), 0), np.float32)
-        for left in range(0, max(1, len(items)), width):
+        for left in range(0, len(items), width):
             scores = part @ items[left : left + width].T
             if hidden is not None:
                 hide(scores, hidden[:, left : left + width].tocsr())

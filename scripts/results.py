@@ -20,6 +20,7 @@ from typing import Any
 import dense_experiments
 import frame_experiments
 import nlp_experiments
+import recsys_experiments
 import translation_experiments
 import vision_experiments
 from benchmark import hardware
@@ -58,6 +59,9 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "nuclei-dsb2018": dense_experiments.nuclei,
     "detection-inference": dense_experiments.detection_inference,
     "detection-train": dense_experiments.detection_train,
+    "movielens-last": recsys_experiments.movielens_last,
+    "movielens-temporal": recsys_experiments.movielens_temporal,
+    "movielens-ratings": recsys_experiments.movielens_ratings,
 }
 
 # Each target as a machine reads it; what only its words say (flat memory, a stated difference) is left to the reader. A
@@ -104,6 +108,7 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
         {"ratio": "triptych predict / OpenCV and model.predict", "at_least": 1.2},
     ],
     "detection-train": [{"ratio": "triptych step / keras-hub RetinaNet step", "at_least": 3.0}],
+    "movielens-ratings": [{"metric": "rmse", "at_most": 0.857}],
     "ner-inference": [{"ratio": "triptych predict / transformers.pipeline(batch_size=32)", "at_least": 2.5}],
 }
 

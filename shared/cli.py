@@ -128,10 +128,15 @@ def main(command: TaskCommand, arguments: Sequence[str] | None = None) -> int:
     return outcome.code
 
 
-def run_script(function: Callable[[], None]) -> int:
-    """Run a script's main function with the exit codes and one-line errors of the task scripts; returns the code."""
+def run_script(function: Callable[[], None], *, arguments: Sequence[str] | None = None) -> int:
+    """Run a script's main function with the exit codes and one-line errors of the task scripts; returns the code.
+
+    With `arguments`, those of the script, a training that was interrupted prints the command that resumes it.
+    """
     with _mapped_errors() as outcome:
         function()
+    if outcome.resumable and arguments is not None:
+        print(f"resume: python {shlex.join(_resume_command([*sys.argv[:1], *arguments]))}", file=sys.stderr)
     return outcome.code
 
 

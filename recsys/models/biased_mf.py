@@ -28,20 +28,23 @@ class BiasedMf:
     init_scale: float = 0.1
 
     def start(self, matrix: sp.csr_matrix, factors: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors to begin with: users without factors, items with normal ones; no biases."""
-        items = np.random.default_rng(seed).standard_normal((matrix.shape[1], factors + 2), np.float32)
-        items *= self.init_scale / np.sqrt(factors)
-        items[:, -2], items[:, -1] = 1, 0
-        users = np.zeros((matrix.shape[0], factors + 2), np.float32)
-        users[:, -1] = 1
+        """Vectors to begin with: users with normal factors, items without; no biases."""
+        users = np.random.default_rng(seed).standard_normal((matrix.shape[0], factors + 2), np.float32)
+        users *= self.init_scale / np.sqrt(factors)
+        users[:, -2], users[:, -1] = 0, 1
+        items = np.zeros((matrix.shape[1], factors + 2), np.float32)
+        items[:, -2] = 1
         return users, items
 
     def epoch(
-        self, ratings: sp.csr_matrix, transposed: sp.csr_matrix, mean: float, items: np.ndarray
+        self, ratings: sp.csr_matrix, transposed: sp.csr_matrix, mean: float, users: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Solve users for `items`, then items for these users: new vectors (U, D + 2) and (I, D + 2)."""
-        users = self.solve_users(ratings, mean, items)
-        return users, _swapped(self.solve_users(transposed, mean, _swapped(users)))
+        """Solve items for `users`, then users for these items: new vectors (U, D + 2) and (I, D + 2).
+
+        Users come last, so that theirs are what folding in their histories gives.
+        """
+        items = _swapped(self.solve_users(transposed, mean, _swapped(users)))
+        return self.solve_users(ratings, mean, items), items
 
     def solve_users(self, ratings: sp.csr_matrix, mean: float, items: np.ndarray) -> np.ndarray:
         """The best vectors of users with these `ratings`, float32 (R, D + 2); of users without any, biases are 0."""

@@ -30,18 +30,21 @@ class Ials:
     init_scale: float = 0.1
 
     def start(self, matrix: sp.csr_matrix, factors: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Factors to begin with: users zero, items normal with deviation `init_scale` / sqrt(factors)."""
+        """Factors to begin with: users normal with deviation `init_scale` / sqrt(factors), items zero."""
         num_users, num_items = matrix.shape
-        items = np.random.default_rng(seed).standard_normal((num_items, factors), np.float32)
-        items *= self.init_scale / np.sqrt(factors)
-        return np.zeros((num_users, factors), np.float32), items
+        users = np.random.default_rng(seed).standard_normal((num_users, factors), np.float32)
+        users *= self.init_scale / np.sqrt(factors)
+        return users, np.zeros((num_items, factors), np.float32)
 
     def epoch(
-        self, matrix: sp.csr_matrix, transposed: sp.csr_matrix, items: np.ndarray
+        self, matrix: sp.csr_matrix, transposed: sp.csr_matrix, users: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Solve users for `items`, then items for these users: new factors (U, D) and (I, D)."""
-        users = self.solve(matrix, items)
-        return users, self.solve(transposed, users)
+        """Solve items for `users`, then users for these items: new factors (U, D) and (I, D).
+
+        Users come last, so that theirs are what folding in their histories gives.
+        """
+        items = self.solve(transposed, users)
+        return self.solve(matrix, items), items
 
     def solve(self, matrix: sp.csr_matrix, vectors: np.ndarray) -> np.ndarray:
         """The best factors of each row of `matrix` (R, C), for vectors (C, D) of its columns: (R, D)."""

@@ -1,0 +1,232 @@
+"""The command line that scripts of recommenders share: train, evaluate, recommend, predict, export."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from shared.artifact import check_target
+from shared.cli import OneLineParser, add_flags, config_from_flags, imported, run_script
+from shared.pipeline import ExportFormat
+from shared.runtime import RuntimeConfig
+from shared.training_config import TrainingConfig
+
+_COLUMNS = ("user", "item", "rating", "timestamp")
+_INTERVAL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecommenderCommand:
+    """One recommender's command line: `pipeline` and `config` are "module:name"; `common` are the flags shown."""
+
+    name: str
+    description: str
+    pipeline: str
+    config: str
+    common: tuple[str, ...]
+
+
+def main(command: RecommenderCommand, arguments: Sequence[str] | None = None) -> int:
+    """Run one of the verbs; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+
+    def run() -> None:
+        parser = _parser(command, show_all="--help-all" in given)
+        options = parser.parse_args(["--help" if a == "--help-all" else a for a in given])
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+        logging.getLogger("recsys").setLevel(logging.INFO)
+        runtime = config_from_flags(RuntimeConfig, options)
+        runtime.prepare_environment()
+        _VERBS[options.verb](command, options, runtime)
+
+    return run_script(run, arguments=given)
+
+
+# The verbs.
+
+
+def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+    from recsys import Holdout, Split
+
+    output = Path(options.output)
+    check_target(output)
+    training = config_from_flags(TrainingConfig, options)
+    config = config_from_flags(imported(command.config), options)
+    holdout = None if options.holdout is None else Holdout.parse(options.holdout, seed=training.seed)
+    data = _read(options.train, options, training.max_bad_share)
+    validation = None if options.validation is None else _read(options.validation, options, training.max_bad_share)
+    split = Split(data, data) if holdout is None else holdout(data)
+    runtime.apply()
+    pipeline = imported(command.pipeline)(config)
+    checkpoint = output.with_name(output.name + ".checkpoint")
+    history = pipeline.fit(
+        split.train,
+        validation,
+        training=training,
+        checkpoint=checkpoint,
+        resume=options.resume,
+        log=output.with_name(output.name + ".log.jsonl"),
+    )
+    if holdout is not None:
+        metrics = pipeline.evaluate(split.test, seen=split.seen)
+        print(f"held out: {holdout}, {metrics.details['users']} users, {metrics.details['protocol']}")
+        print(f"{config.model:40s} {metrics}")
+    pipeline.save(output)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
+    if holdout is not None and options.baselines:
+        _print_baselines(split, holdout, config.min_rating)
+
+
+def _print_baselines(split: Any, holdout: Any, min_rating: float) -> None:
+    from recsys.baselines import simple_baselines
+
+    try:
+        baselines = simple_baselines(split, holdout, min_rating=min_rating)
+    except ValueError as error:  # the model is trained and saved: what fails beside it is no failure
+        print(f"baselines   not measured: {error}")
+        return
+    for name, metrics in baselines.items():
+        print(f"{name:40s} {metrics}")
+
+
+def _evaluate(command: RecommenderCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+    data = _read(options.data, options, options.max_bad_share)
+    seen = None if options.seen is None else _read(options.seen, options, options.max_bad_share)
+    runtime.apply()
+    pipeline = imported(command.pipeline).load(options.model)
+    cutoffs = tuple(int(part) for part in options.cutoffs.split(","))
+    metrics = pipeline.evaluate(data, seen=seen, cutoffs=cutoffs, negatives=options.negatives)
+    counts = {name: value for name, value in metrics.details.items() if isinstance(value, int)}
+    print(f"{metrics.details['protocol']}; " + ", ".join(f"{name} {value}" for name, value in counts.items()))
+    for name, value in metrics.items():
+        low, high = metrics.details["intervals"].get(name, (None, None))
+        interval = "" if low is None else f"   {100 * _INTERVAL:.0f} % interval {low:.4f} to {high:.4f}"
+        print(f"{name:24s} {value:.4f}{interval}")
+    if options.json is not None:
+        Path(options.json).write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
+
+
+def _recommend(command: RecommenderCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+    runtime.apply()
+    pipeline = imported(command.pipeline).load(options.model)
+    users = _ids(options.users, pipeline.users)
+    exclude = _ids(options.exclude, pipeline.items) if options.exclude else ()
+    answers = pipeline.recommend(users, options.k, seen=not options.keep_seen, exclude=exclude)
+    _write(answers, options.output)
+
+
+def _predict(command: RecommenderCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+    runtime.apply()
+    pipeline = imported(command.pipeline).load(options.model)
+    pairs = []
+    for text in options.inputs:
+        user, comma, item = text.rpartition(",")
+        if not comma:
+            raise ValueError(f"An input is USER,ITEM; received {text!r}.")
+        pairs.append((*_ids(user, pipeline.users, whole=True), *_ids(item, pipeline.items, whole=True)))
+    _write(pipeline.predict(pairs), options.output)
+
+
+def _export(command: RecommenderCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+    runtime.apply()
+    print(imported(command.pipeline).load(options.model).export(options.output, format=options.format))
+
+
+_VERBS: dict[str, Callable[[RecommenderCommand, argparse.Namespace, RuntimeConfig], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "recommend": _recommend,
+    "predict": _predict,
+    "export": _export,
+}
+
+
+def _read(path: str, options: argparse.Namespace, max_bad_share: float) -> Any:
+    from recsys import read_interactions
+
+    places: dict[str, Any] = {name: getattr(options, f"column.{name}") for name in _COLUMNS}
+    places = {name: int(place) if place is not None and place.isdecimal() else place for name, place in places.items()}
+    return read_interactions(path, **places, ids=options.ids, max_bad_share=max_bad_share)
+
+
+def _ids(text: str, known: Sequence[Any], *, whole: bool = False) -> list[Any]:
+    """The ids in a flag, of the kind that the recommender knows."""
+    parts = [text] if whole else [part for part in text.split(",") if part]
+    if not known or not isinstance(known[0], int):
+        return parts
+    try:
+        return [int(part) for part in parts]
+    except ValueError as error:
+        raise ValueError(f"The ids of this recommender are whole numbers; received {text!r}.") from error
+
+
+def _write(answers: Iterable[Any], output: str | None) -> None:
+    with contextlib.ExitStack() as stack:
+        stream = sys.stdout if output is None else stack.enter_context(Path(output).open("w", encoding="utf-8"))
+        for answer in answers:
+            stream.write(json.dumps(answer.to_dict(), ensure_ascii=False) + "\n")
+
+
+# The parser.
+
+
+def _parser(command: RecommenderCommand, *, show_all: bool) -> argparse.ArgumentParser:
+    parser = OneLineParser(prog=f"{command.name}.py", description=command.description, allow_abbrev=False)
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="{" + ",".join(_VERBS) + "}", parser_class=OneLineParser
+    )
+
+    def verb(name: str, words: str) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = verbs.add_parser(name, help=words, description=words, allow_abbrev=False)
+        added.usage = f"{command.name}.py {name} [flags]"
+        return added
+
+    train = verb("train", "train on interactions and save the recommender; --help-all shows every flag")
+    train.add_argument("--train", required=True, metavar="PATH", help="interactions")
+    train.add_argument("--holdout", metavar="HOW", help="leave_one_out, temporal:0.1 or users:0.1: held out and scored")
+    train.add_argument("--validation", metavar="PATH", help="interactions that choose the best epoch")
+    train.add_argument("--output", required=True, metavar="DIR", help="where the recommender is saved")
+    train.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    train.add_argument(
+        "--baselines", action=argparse.BooleanOptionalAction, default=True, help="score simple models, too (--holdout)"
+    )
+    evaluate = verb("evaluate", "score a saved recommender on held-out interactions")
+    evaluate.add_argument("--data", required=True, metavar="PATH", help="held-out interactions")
+    evaluate.add_argument("--seen", metavar="PATH", help="what is known of users beside the training set")
+    evaluate.add_argument("--cutoffs", default="10", metavar="K,...", help="the k of recall@k and so on (default: 10)")
+    evaluate.add_argument("--negatives", type=int, default=0, metavar="N", help="rank among N sampled items instead")
+    evaluate.add_argument("--json", metavar="FILE", help="write the metrics there too")
+    evaluate.add_argument("--max-bad-share", type=float, default=0.01, metavar="X", help="of lines (default: 0.01)")
+    for reading in (train, evaluate):
+        for name in _COLUMNS:
+            reading.add_argument(f"--{name}-column", dest=f"column.{name}", metavar="NAME", help=f"of the {name}s")
+        reading.add_argument("--ids", choices=("auto", "str", "int"), default="auto", help="kind (default: auto)")
+    recommend = verb("recommend", "the best items for users, as JSON lines")
+    recommend.add_argument("--users", required=True, metavar="U1,U2,...", help="users; unknown ones get popular items")
+    recommend.add_argument("--k", type=int, default=10, metavar="N", help="items for each (default: 10)")
+    recommend.add_argument("--keep-seen", action="store_true", help="recommend what users have had, too")
+    recommend.add_argument("--exclude", metavar="I1,I2,...", help="items to leave out")
+    predict = verb("predict", "scores of pairs, as JSON lines")
+    predict.add_argument("inputs", nargs="+", metavar="USER,ITEM", help="pairs")
+    export = verb("export", "write a form that runs without Triptych")
+    export.add_argument("--format", choices=get_args(ExportFormat), default="saved_model", help="default: saved_model")
+    export.add_argument("--output", required=True, metavar="PATH", help="where to write")
+    for answering in (recommend, predict):
+        answering.add_argument("--output", metavar="FILE", help="write there instead of to stdout")
+    for loading in (evaluate, recommend, predict, export):
+        loading.add_argument("--model", required=True, metavar="DIR", help="a saved recommender")
+    shown = None if show_all else command.common
+    for config_class in (imported(command.config), TrainingConfig):
+        add_flags(train, config_class, shown=shown)
+    for each in (train, evaluate, recommend, predict, export):
+        add_flags(each, RuntimeConfig, shown=shown if each is train else ())
+    return parser
