@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.recsys.tastes import tastes
+
+_ROOT = Path(__file__).parents[2]
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """The script's main function in this process."""
+    sys.path.insert(0, str(_ROOT / "scripts"))
+    try:
+        main = importlib.import_module("recommender").main
+        command = importlib.import_module("collaborative_filtering").COMMAND
+    finally:
+        sys.path.remove(str(_ROOT / "scripts"))
+    try:
+        code = main(command, [str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tastes()
+    assert data.ratings is not None
+    assert data.timestamps is not None
+    rows = zip(data.users, data.items, data.ratings, data.timestamps, strict=True)
+    path = tmp_path_factory.mktemp("data") / "ratings.csv"
+    path.write_text("user,item,rating,timestamp\n" + "".join(f"{u},{i},{r},{t}\n" for u, i, r, t in rows))
+    return path
+
+
+@pytest.fixture
+def model(ratings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    code, _, err = call(capsys, "train", "--train", ratings, "--output", tmp_path / "model", "--ease-l2", 5)
+    assert code == 0, err
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("holdout", ["leave_one_out", "temporal:0.2", "users:0.25"])
+def test_train_prints_baselines_beside_the_model(
+    holdout: str, ratings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(
+        capsys, "train", "--train", ratings, "--holdout", holdout, "--output", tmp_path / "model", "--model", "ials",
+        "--factors", 8, "--epochs", 3, "--min-rating", 3,
+    )  # fmt: skip
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[0].startswith(f"held out: {holdout}, ")
+    assert [line.split()[0] for line in lines[1:]] == ["ials", "saved", "popularity", "item_knn", "ease"]
+    assert all("ndcg@10" in line for line in lines if not line.startswith(("held", "saved")))
+    assert "weighting" in lines[4]
+    assert not (tmp_path / "model.checkpoint").exists()
+
+
+def test_recommend_and_predict(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "recommend", "--model", model, "--users", "u000,nobody", "--k", 3)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [(answer["user"], answer["origin"], len(answer["items"])) for answer in answers] == [
+        ("u000", "model", 3),
+        ("nobody", "popularity", 3),
+    ]
+    best = answers[0]["items"][0]
+    _, out, _ = call(capsys, "recommend", "--model", model, "--users", "u000", "--k", 2, "--exclude", best)
+    assert json.loads(out)["items"] == answers[0]["items"][1:]
+    file = tmp_path / "scores.jsonl"
+    assert call(capsys, "predict", "--model", model, f"u000,{best}", "--output", file)[:2] == (0, "")
+    assert json.loads(file.read_text())["scores"] == answers[0]["scores"][:1]
+
+
+def test_evaluate(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held, seen = tmp_path / "test.csv", tmp_path / "seen.csv"
+    held.write_text("user,item\nnew,105\n")
+    seen.write_text("user,item,rating\nnew,101,5\nnew,102,5\n")
+    code, out, _ = call(capsys, "evaluate", "--model", model, "--data", held, "--json", tmp_path / "m.json")
+    assert code == 0
+    assert "users_without_history 1" in out
+    code, out, _ = call(
+        capsys,
+        "evaluate",
+        "--model",
+        model,
+        "--data",
+        held,
+        "--seen",
+        seen,
+        "--cutoffs",
+        "8,20",
+        "--json",
+        tmp_path / "m.json",
+    )
+    assert "users_without_history 0" in out
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert metrics["hit@8"] == metrics["hit@20"] == 1.0
+    code, out, _ = call(capsys, "evaluate", "--model", model, "--data", held, "--negatives", 5)
+    assert "sampled_5_ndcg@10" in out
+    assert "not comparable" in out
+
+
+def test_columns_by_name_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "r.csv"
+    file.write_text("who;what\n" + "".join(f"{user};{item}\n" for user in range(4) for item in range(user + 1)))
+    code, _, err = call(
+        capsys, "train", "--train", file, "--user-column", "who", "--item-column", "what", "--output", tmp_path / "m"
+    )
+    assert code == 0, err
+    code, out, _ = call(capsys, "recommend", "--model", tmp_path / "m", "--users", "0,77", "--k", 2)
+    assert [json.loads(line)["user"] for line in out.splitlines()] == [0, 77]
+    code, out, _ = call(capsys, "export", "--model", tmp_path / "m", "--output", tmp_path / "saved")
+    assert code == 0
+    assert "largest difference to predict" in out
+    assert (tmp_path / "saved" / "saved_model.pb").exists()
+
+
+def test_mistakes_are_one_line_and_code_2(
+    model: Path, ratings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ("train", "--train", ratings, "--output", tmp_path / "other")
+    for arguments, part in [
+        ((*train, "--holdout", "sometimes"), "leave_one_out, temporal:SHARE"),
+        ((*train, "--model", "magic"), "magic"),
+        (("train", "--train", tmp_path / "nowhere.csv", "--output", tmp_path / "o"), "nowhere.csv"),
+        (("predict", "--model", model, "u000"), "USER,ITEM"),
+        (("predict", "--model", model, "u000,x"), "whole numbers; received 'x'"),
+        (("recommend", "--model", model, "--users", "u000", "--k", 0), "`k` must be"),
+        (("export", "--model", model, "--format", "onnx", "--output", tmp_path / "x.onnx"), "saved_model"),
+        (("recommend", "--model", tmp_path / "none", "--users", "a"), "no saved pipeline"),
+    ]:
+        code, out, err = call(capsys, *arguments)
+        assert code == 2, (arguments, err)
+        assert part in err
+        assert len([line for line in err.splitlines() if line.startswith("error")]) == 1
+        assert "Traceback" not in err
+        assert not out
+
+
+def test_help_of_each_verb_fits_a_screen_and_needs_no_tensorflow() -> None:
+    script = str(_ROOT / "scripts" / "collaborative_filtering.py")
+    environment = os.environ | {"PYTHONPATH": str(_ROOT), "COLUMNS": "110"}
+    for verb in ("train", "evaluate", "recommend", "predict", "export"):
+        command = [sys.executable, "-X", "importtime", script, verb, "--help"]
+        child = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        assert child.returncode == 0
+        assert child.stdout.count("\n") <= 55, verb
+        assert " tensorflow" not in child.stderr
