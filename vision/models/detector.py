@@ -64,7 +64,8 @@ class DetectorNetwork:
         images = tf.ensure_shape(batch["images"], (None, None, None, 3))
         centres, sizes = self._cells(images)
         predicted, logits = decoded(self.model(tf.cast(images, tf.float32), training=True), centres, sizes)
-        return detection_loss(predicted, logits, centres, sizes, (batch["boxes"], batch["classes"], batch["crowd"]))
+        boxes = tf.ensure_shape(batch["boxes"], (None, None, 4))
+        return detection_loss(predicted, logits, centres, sizes, (boxes, batch["classes"], batch["crowd"]))
 
     def answers(self, images: tf.Tensor, config: ObjectDetectorConfig) -> tf.Tensor:
         """Images (B, H, W, 3), any numeric type -> (B, M, 6): xyxy in pixels of the frame, score, class number."""
