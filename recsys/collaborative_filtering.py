@@ -5,6 +5,7 @@ SciPy and NumPy do the work. TensorFlow is imported for `.model` and for exports
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from recsys.answers import Explanation, Id, Origin, Recommendations, Scores, Sim
 from recsys.audience import Audience, Signals
 from recsys.fitted import Fitted
 from recsys.ids import IdIndex, numbered
-from recsys.interactions import Interactions, as_interactions, interaction_matrix
+from recsys.interactions import Interactions, as_interactions, pair_matrix
 from recsys.models.item_knn import Weighting
 from recsys.models.scorers import ItemScorer, PopularityScorer, Scorer
 from recsys.recipes import SOLVED, factor_scorer, popularity_of, scorer_from_arrays, solved, trainer
@@ -27,8 +28,7 @@ from recsys.rounds import run_epochs
 from recsys.top_k import top_k
 from shared.config import Config, option
 from shared.data import Loading
-from shared.examples import Examples, listed
-from shared.fingerprint import data_fingerprint
+from shared.examples import listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
 
 if TYPE_CHECKING:
@@ -285,12 +285,14 @@ class CollaborativeFilter(Pipeline):
         if self.config.model == "biased_mf" and data.ratings is None:
             raise ValueError("biased_mf learns from ratings, and `train` has none. Choose another model, or give them.")
         signals = self._signals(rated=data.ratings is not None)
-        users, items = IdIndex(numbered(data.users)[0], "user"), IdIndex(numbered(data.items)[0], "item")
-        histories = interaction_matrix(data, users, items, values=data.ratings)
+        (user_ids, rows), (item_ids, columns) = numbered(data.users), numbered(data.items)
+        users, items = IdIndex(user_ids, "user"), IdIndex(item_ids, "item")
+        shape = (len(users), len(items))
+        histories = pair_matrix(rows, columns, shape, values=data.ratings, timestamps=data.timestamps)
         matrix = signals(histories)
         if not matrix.nnz:
             raise ValueError(f"No interaction has a rating of at least {self.config.min_rating}. Lower `min_rating`.")
-        fingerprint = data_fingerprint(Examples(data.users, data.items))
+        fingerprint = _fingerprint(users, items, histories)
         self.provenance["data"] = {"fingerprint": fingerprint, "num_examples": len(data)}
         popular = PopularityScorer(popularity_of(matrix))
 
@@ -386,6 +388,16 @@ def _answer(fitted: Fitted, numbers: np.ndarray, scores: np.ndarray) -> tuple[tu
     """Ids and scores of a row of `top_k`, as far as there are answers in it."""
     count = int(np.count_nonzero(numbers >= 0))
     return tuple(fitted.items.ids(numbers[:count])), tuple(scores[:count].tolist())
+
+
+def _fingerprint(users: IdIndex, items: IdIndex, histories: sp.csr_matrix) -> str:
+    """A short hash of all that training sees."""
+    digest = hashlib.sha256()
+    for index in (users, items):
+        digest.update("\0".join(map(str, index.entries.tolist())).encode("utf-8", "surrogatepass"))
+    for array in (histories.indptr, histories.indices, histories.data):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _pair(pair: Any) -> tuple[Id, list[Id]]:

@@ -171,11 +171,28 @@ def interaction_matrix(
         items: numbers of the columns.
         values: one value for each interaction; left out, each is 1.
     """
-    rows, columns = users.numbers(data.users), items.numbers(data.items)
+    return pair_matrix(
+        users.numbers(data.users),
+        items.numbers(data.items),
+        (len(users), len(items)),
+        values=values,
+        timestamps=data.timestamps,
+    )
+
+
+def pair_matrix(
+    rows: np.ndarray,
+    columns: np.ndarray,
+    shape: tuple[int, int],
+    *,
+    values: np.ndarray | None = None,
+    timestamps: np.ndarray | None = None,
+) -> sp.csr_matrix:
+    """The same from numbers of users and items, -1 for those that are left out."""
     known = np.flatnonzero((rows >= 0) & (columns >= 0))
-    keys = rows[known] * max(1, len(items)) + columns[known]
-    last = known[_last_of_each(keys, None if data.timestamps is None else data.timestamps[known])]
+    keys = rows[known] * max(1, shape[1]) + columns[known]
+    last = known[_last_of_each(keys, None if timestamps is None else timestamps[known])]
     entries = np.ones(len(last), np.float32) if values is None else np.asarray(values, np.float32)[last]
     # `last` is sorted by row and then by column: the offsets are counts.
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows[last], minlength=len(users)))])
-    return sp.csr_matrix((entries, columns[last], offsets), shape=(len(users), len(items)))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows[last], minlength=shape[0]))])
+    return sp.csr_matrix((entries, columns[last], offsets), shape=shape)

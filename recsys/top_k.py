@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-# Scores that are computed at once, in numbers: 32 MB of float32.
-_BLOCK = 8 << 20
-_ITEMS_AT_ONCE = 1 << 16
+# Scores that are computed at once, 16 MB of float32, and items in them, of products: larger blocks leave the cache.
+_BLOCK = 4 << 20
+_ITEMS_AT_ONCE = 1 << 13
 NOTHING = -1
 
 
@@ -100,13 +100,33 @@ def top_k_products(
             scores = part @ items[left : left + width].T
             if hidden is not None:
                 hide(scores, hidden[:, left : left + width].tocsr())
-            found, values = top_k(scores, k)
+            found, values = _better(scores, best, k)
             found = np.where(found >= 0, found + left, found)
             columns, best = _merged(np.hstack([columns, found]), np.hstack([best, values]), k)
         answers.append((columns, best))
     if not answers:
         return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
     return np.concatenate([columns for columns, _ in answers]), np.concatenate([best for _, best in answers])
+
+
+def _better(scores: np.ndarray, best: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns that may still be among the best `k`, and their scores: rows of equal width, -1 and -inf at their ends.
+
+    After the first block few scores are above the k-th best so far, and one comparison finds them; a score that equals
+    it belongs to a later item, and loses.
+    """
+    if best.shape[1] < k:
+        return top_k(scores, k)
+    rows, columns = np.divmod(np.flatnonzero(scores > best[:, k - 1 :]), scores.shape[1])
+    counts = np.bincount(rows, minlength=len(scores))
+    width = int(counts.max(initial=0))
+    if width > max(64, 4 * k):
+        return top_k(scores, k)
+    found = np.full((len(scores), width), NOTHING, np.int64)
+    values = np.full((len(scores), width), -np.inf, scores.dtype)
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    found[rows, places], values[rows, places] = columns, scores[rows, columns]
+    return found, values
 
 
 def _merged(columns: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -498,8 +498,12 @@ def _is_ours(error: BaseException) -> bool:
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    module = "" if last is None else str(last.tb_frame.f_globals.get("__name__", ""))
-    return module.split(".")[0] in {"shared", *_DOMAINS, "scripts", "__main__"}
+    if last is None:
+        return False
+    module = str(last.tb_frame.f_globals.get("__name__", ""))
+    # Scripts import one another by their bare names.
+    in_scripts = Path(last.tb_frame.f_code.co_filename).parent.name == "scripts"
+    return in_scripts or module.split(".")[0] in {"shared", *_DOMAINS, "__main__"}
 
 
 def _resume_command(arguments: list[str]) -> list[str]:

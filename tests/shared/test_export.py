@@ -159,3 +159,31 @@ def test_texts_are_compared_one_by_one(tmp_path):
         expected=np.asarray([b"A", b"?"], object),
     )
     assert export_saved_model(tmp_path / "export", {"serve": upper}, track=[]).max_difference == 0.5
+
+
+def test_several_outputs_are_compared_by_name(tmp_path):
+    def serve(x):
+        return {"twice": 2 * x, "names": tf.fill(tf.shape(x), "a"), "ranked": tf.where(x > 0, x, -np.inf)}
+
+    def written_with(**changes):
+        answers = {
+            "twice": 2 * INPUTS,
+            "names": np.full(INPUTS.shape, b"a", object),
+            "ranked": np.where(INPUTS > 0, INPUTS, -np.inf),  # where nothing more can be recommended
+        }
+        several = Endpoint(
+            function=serve,
+            signature=(tf.TensorSpec((None, 4), tf.float32, name="x"),),
+            example=(INPUTS,),
+            expected=answers | changes,
+        )
+        return export_saved_model(tmp_path / "export", {"serve": several}, track=[tf.Module()])
+
+    report = written_with()
+    assert (report.max_difference, report.num_examples) == (0.0, 3)
+    assert written_with(twice=2 * INPUTS + 0.25).max_difference == pytest.approx(0.25, abs=1e-6)
+    names = np.full(INPUTS.shape, b"a", object)
+    names[0, 0] = b"b"
+    assert written_with(names=names).max_difference == pytest.approx(1 / names.size)
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        written_with(ranked=np.abs(INPUTS))
