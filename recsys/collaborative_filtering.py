@@ -5,7 +5,6 @@ SciPy and NumPy do the work. TensorFlow is imported for `.model` and for exports
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,19 +15,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 import scipy.sparse as sp
 
-from recsys.answers import Explanation, Id, Origin, Recommendations, Scores, SimilarItems
+from recsys.answering import pair_answers, recommendations, similar_answers
+from recsys.answers import Explanation, Id, Recommendations, Scores, SimilarItems
 from recsys.audience import Audience, Signals
-from recsys.fitted import Fitted
+from recsys.fitted import Fitted, fingerprint_of
 from recsys.ids import IdIndex, numbered
 from recsys.interactions import Interactions, as_interactions, pair_matrix
 from recsys.models.item_knn import Weighting
 from recsys.models.scorers import ItemScorer, PopularityScorer, Scorer
 from recsys.recipes import SOLVED, factor_scorer, popularity_of, scorer_from_arrays, solved, trainer
 from recsys.rounds import run_epochs
-from recsys.top_k import top_k
 from shared.config import Config, option
 from shared.data import Loading
-from shared.examples import listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
 
 if TYPE_CHECKING:
@@ -136,17 +134,7 @@ class CollaborativeFilter(Pipeline):
             NotFittedError: before `fit`.
             TypeError: for ids of another kind than those of the training set.
         """
-        fitted = self._parts("recommend")
-        users = listed(users, "users")
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise ValueError(f"`k` must be a whole number, at least 1; received {k!r}.")
-        rows = fitted.audience.users.numbers(users)
-        found, scores = fitted.ranked(rows, int(k), seen=seen, blocked=fitted.blocked(exclude, candidates))
-        origins = _origins(fitted.usable(rows))
-        return [
-            Recommendations(_plain(user), *_answer(fitted, *row), origin=origin)
-            for user, row, origin in zip(users, zip(found, scores, strict=True), origins, strict=True)
-        ]
+        return recommendations(self._parts("recommend"), users, k, seen=seen, exclude=exclude, candidates=candidates)
 
     def predict(self, inputs: Sequence[Any]) -> list[Scores]:
         """Scores of pairs, in their order: ratings of biased_mf, and of the others what `recommend` ranks by.
@@ -161,16 +149,7 @@ class CollaborativeFilter(Pipeline):
             NotFittedError: before `fit`.
             TypeError: for what is no pair, and for ids of another kind than those of the training set.
         """
-        fitted = self._parts("predict")
-        pairs = [_pair(pair) for pair in listed(inputs, "(user, item) pairs")]
-        users = fitted.audience.users.numbers([user for user, _ in pairs])
-        counts = [len(items) for _, items in pairs]
-        items = fitted.items.numbers([item for _, items in pairs for item in items])
-        scores = np.split(fitted.pair_scores(np.repeat(users, counts), items), np.cumsum(counts)[:-1])
-        return [
-            Scores(user, tuple(items), tuple(part.tolist()), origin)
-            for (user, items), part, origin in zip(pairs, scores, _origins(fitted.usable(users)), strict=False)
-        ]
+        return pair_answers(self._parts("predict"), inputs)
 
     def similar_items(self, items: Sequence[Id], k: int = 10) -> list[SimilarItems]:
         """The `k` items most similar to each of `items`: weights of item models, cosines of factors.
@@ -179,18 +158,7 @@ class CollaborativeFilter(Pipeline):
             NotFittedError: before `fit`.
             ValueError: for items that training did not have, and for popularity, which knows no similarity.
         """
-        fitted = self._parts("similar_items")
-        items = listed(items, "items")
-        numbers = fitted.known_items(items)
-        similarities = fitted.scorer.similar(numbers)
-        if similarities is None:
-            raise ValueError("Popularity knows no similar items. Train another model, such as item_knn or ease.")
-        similarities[np.arange(len(numbers)), numbers] = -np.inf
-        if isinstance(fitted.scorer, ItemScorer):
-            similarities[similarities == 0] = -np.inf  # not among the neighbours
-        found, scores = top_k(similarities, k)
-        answers = zip(items, found, scores, strict=True)
-        return [SimilarItems(_plain(item), *_answer(fitted, *row)) for item, *row in answers]
+        return similar_answers(self._parts("similar_items"), items, k)
 
     def explain(self, user: Id, item: Id, k: int = 5) -> Explanation:
         """The `k` items of the user's history that speak most for `item`: "because you liked ...".
@@ -292,7 +260,7 @@ class CollaborativeFilter(Pipeline):
         matrix = signals(histories)
         if not matrix.nnz:
             raise ValueError(f"No interaction has a rating of at least {self.config.min_rating}. Lower `min_rating`.")
-        fingerprint = _fingerprint(users, items, histories)
+        fingerprint = fingerprint_of(users, items, histories)
         self.provenance["data"] = {"fingerprint": fingerprint, "num_examples": len(data)}
         popular = PopularityScorer(popularity_of(matrix))
 
@@ -382,35 +350,3 @@ class CollaborativeFilter(Pipeline):
         from recsys.models.serving import export_recommender
 
         return export_recommender(path, self._parts("export"), self.model)
-
-
-def _answer(fitted: Fitted, numbers: np.ndarray, scores: np.ndarray) -> tuple[tuple[Id, ...], tuple[float, ...]]:
-    """Ids and scores of a row of `top_k`, as far as there are answers in it."""
-    count = int(np.count_nonzero(numbers >= 0))
-    return tuple(fitted.items.ids(numbers[:count])), tuple(scores[:count].tolist())
-
-
-def _fingerprint(users: IdIndex, items: IdIndex, histories: sp.csr_matrix) -> str:
-    """A short hash of all that training sees."""
-    digest = hashlib.sha256()
-    for index in (users, items):
-        digest.update("\0".join(map(str, index.entries.tolist())).encode("utf-8", "surrogatepass"))
-    for array in (histories.indptr, histories.indices, histories.data):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _pair(pair: Any) -> tuple[Id, list[Id]]:
-    if isinstance(pair, str | bytes) or not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2:
-        raise TypeError(f"Each input must be a pair (user, item) or (user, list of items); received {pair!r}.")
-    user, items = pair
-    several = isinstance(items, list | tuple | np.ndarray)
-    return _plain(user), [_plain(item) for item in items] if several else [_plain(items)]
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _origins(usable: np.ndarray) -> list[Origin]:
-    return ["model" if good else "popularity" for good in usable.tolist()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -210,3 +211,13 @@ def rows_or_empty(matrix: sp.csr_matrix, rows: np.ndarray) -> sp.csr_matrix:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     places = np.repeat(matrix.indptr[np.maximum(rows, 0)] - offsets[:-1], lengths) + np.arange(offsets[-1])
     return sp.csr_matrix((matrix.data[places], matrix.indices[places], offsets), shape=(len(rows), matrix.shape[1]))
+
+
+def fingerprint_of(users: IdIndex, items: IdIndex, histories: sp.csr_matrix) -> str:
+    """A short hash of all that training sees."""
+    digest = hashlib.sha256()
+    for index in (users, items):
+        digest.update("\0".join(map(str, index.entries.tolist())).encode("utf-8", "surrogatepass"))
+    for array in (histories.indptr, histories.indices, histories.data):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
