@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from recsys.collaborative_filtering import CollaborativeFilter, CollaborativeFilterConfig
     from recsys.data import read_interactions
     from recsys.interactions import Interactions
+    from recsys.sequential import SequentialRecommender, SequentialRecommenderConfig
     from recsys.splitting import Holdout, Split
 
 _HOMES = {
@@ -31,6 +32,8 @@ _HOMES = {
     "Interactions": "recsys.interactions",
     "Recommendations": "recsys.answers",
     "Scores": "recsys.answers",
+    "SequentialRecommender": "recsys.sequential",
+    "SequentialRecommenderConfig": "recsys.sequential",
     "SimilarItems": "recsys.answers",
     "Split": "recsys.splitting",
     "read_interactions": "recsys.data",
@@ -44,6 +47,8 @@ __all__ = [
     "Interactions",
     "Recommendations",
     "Scores",
+    "SequentialRecommender",
+    "SequentialRecommenderConfig",
     "SimilarItems",
     "Split",
     "read_interactions",

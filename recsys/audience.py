@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from recsys.ids import IdIndex
 from recsys.interactions import Interactions, interaction_matrix
 from recsys.models.scorers import FactorScorer, Scorer, Users
+from recsys.sequences import Sequences
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Signals:
         if not self.weighted:
             kept.data = np.ones_like(kept.data)
         return kept
+
+    def liked(self, data: Interactions) -> Interactions:
+        """The interactions that are signs of liking."""
+        if self.explicit or data.ratings is None:
+            return data
+        return data.take(data.ratings >= self.min_rating)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +80,10 @@ class Audience:
             if len(touched):
                 represented[touched] = scorer.represent(matrix[touched])
             return Audience(users, histories, represented, np.diff(matrix.indptr) > 0)
+        if isinstance(self.represented, Sequences):
+            later = Sequences.of(signals.liked(more), users, items)
+            sequences = self.represented.followed_by(later)
+            return Audience(users, histories, sequences, sequences.lengths > 0)
         return Audience(users, histories, matrix, np.diff(matrix.indptr) > 0)
 
 

@@ -19,10 +19,12 @@ from recsys.interactions import Interactions
 from recsys.metrics import rmse
 from recsys.models.ials import pair_products
 from recsys.models.scorers import Arrays, FactorScorer, PopularityScorer, Scorer
+from recsys.sequences import Sequences
 from shared.pipeline import Metrics
 
 _WEIGHTS = "model.safetensors"
 _HISTORY = ("data", "indices", "indptr")
+_SEQUENCES = ("offsets", "items")
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +189,8 @@ class Fitted:
         arrays["popularity"] = self.popular.popularity
         if isinstance(self.audience.represented, np.ndarray):
             arrays["model/users"] = self.audience.represented  # those who were folded in too
+        if isinstance(self.audience.represented, Sequences):
+            arrays |= {f"sequences/{name}": getattr(self.audience.represented, name) for name in _SEQUENCES}
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, directory / _WEIGHTS)
 
     @classmethod
@@ -201,7 +205,11 @@ class Fitted:
         scorer: Scorer = scorer_from(own)
         parts = tuple(arrays[f"histories/{name}"] for name in _HISTORY)
         histories = sp.csr_matrix(parts, shape=(len(users), len(items)))
-        audience = Audience.of_training(users, histories, signals(histories), scorer)
+        if "sequences/items" in arrays:
+            sequences = Sequences(*(arrays[f"sequences/{name}"] for name in _SEQUENCES))
+            audience = Audience(users, histories, sequences, sequences.lengths > 0)
+        else:
+            audience = Audience.of_training(users, histories, signals(histories), scorer)
         return cls(items, scorer, audience, PopularityScorer(arrays["popularity"]), signals)
 
 

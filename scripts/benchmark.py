@@ -25,6 +25,7 @@ from typing import Any
 
 import dense_benchmarks
 import nlp_benchmarks
+import recsys_benchmarks
 import translation_benchmarks
 
 from shared.cli import OneLineParser, run_script
@@ -226,6 +227,7 @@ BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "text-single": nlp_benchmarks.text_single,
     "text-finetune": nlp_benchmarks.text_finetune,
     "ner-inference": nlp_benchmarks.ner_inference,
+    "sasrec": recsys_benchmarks.sasrec,
     "translation-decode": translation_benchmarks.translation_decode,
     "translation-train": translation_benchmarks.translation_train,
 }

@@ -9,7 +9,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,13 +25,18 @@ _INTERVAL = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class RecommenderCommand:
-    """One recommender's command line: `pipeline` and `config` are "module:name"; `common` are the flags shown."""
+    """One recommender's command line: `pipeline` and `config` are "module:name"; `common` are the flags shown.
+
+    With `holds_out_validation`, a run with --holdout and without --validation leaves the last interaction of each
+    training user out too: it chooses the best epoch, and is part of the users' histories when the test is scored.
+    """
 
     name: str
     description: str
     pipeline: str
     config: str
     common: tuple[str, ...]
+    holds_out_validation: bool = False
 
 
 def main(command: RecommenderCommand, arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +60,7 @@ def main(command: RecommenderCommand, arguments: Sequence[str] | None = None) ->
 
 def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
     from recsys import Holdout, Split
+    from recsys.splitting import leave_one_out
 
     output = Path(options.output)
     check_target(output)
@@ -64,11 +70,16 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
     data = _read(options.train, options, training.max_bad_share)
     validation = None if options.validation is None else _read(options.validation, options, training.max_bad_share)
     split = Split(data, data) if holdout is None else holdout(data)
+    whole, learned = split, split.train
+    if command.holds_out_validation and holdout is not None and validation is None:
+        inner = leave_one_out(split.train)
+        learned, validation = inner.train, inner.test
+        split = replace(split, seen=validation if split.seen is None else validation.joined(split.seen))
     runtime.apply()
     pipeline = imported(command.pipeline)(config)
     checkpoint = output.with_name(output.name + ".checkpoint")
     history = pipeline.fit(
-        split.train,
+        learned,
         validation,
         training=training,
         checkpoint=checkpoint,
@@ -83,7 +94,7 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
     shutil.rmtree(checkpoint, ignore_errors=True)
     print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
     if holdout is not None and options.baselines:
-        _print_baselines(split, holdout, config.min_rating)
+        _print_baselines(whole, holdout, config.min_rating)
 
 
 def _print_baselines(split: Any, holdout: Any, min_rating: float) -> None:

@@ -62,6 +62,9 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "movielens-last": recsys_experiments.movielens_last,
     "movielens-temporal": recsys_experiments.movielens_temporal,
     "movielens-ratings": recsys_experiments.movielens_ratings,
+    "beauty-sequences": recsys_experiments.beauty_sequences,
+    "lastfm-sequences": recsys_experiments.lastfm_sequences,
+    "sasrec": recsys_experiments.sasrec,
 }
 
 # Each target as a machine reads it; what only its words say (flat memory, a stated difference) is left to the reader. A
@@ -109,6 +112,9 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
     ],
     "detection-train": [{"ratio": "triptych step / keras-hub RetinaNet step", "at_least": 3.0}],
     "movielens-ratings": [{"metric": "rmse", "at_most": 0.857}],
+    "beauty-sequences": [{"metric": "recall@10", "at_least": 0.080}, {"metric": "ndcg@10", "at_least": 0.044}],
+    "sasrec": [{"ratio": "triptych epoch / RecTools epoch", "at_least": 1.5}],
+    "lastfm-sequences": [{"metric": "recall@10", "at_least": 0.0688}, {"metric": "ndcg@10", "at_least": 0.0390}],
     "ner-inference": [{"ratio": "triptych predict / transformers.pipeline(batch_size=32)", "at_least": 2.5}],
 }
 

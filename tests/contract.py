@@ -270,10 +270,10 @@ class PipelineContract:
             patch.setattr(loop._Run, "_after_step", dies_in_the_middle)
             with pytest.raises(Killed):
                 self.pipeline_class(self.config).fit(
-                    self.data(), self.data(), training=training, checkpoint=tmp_path / "state"
+                    self.data(), self.held_out(), training=training, checkpoint=tmp_path / "state"
                 )
         resumed = self.pipeline_class(self.config)
-        resumed.fit(self.data(), self.data(), training=training, checkpoint=tmp_path / "state", resume=True)
+        resumed.fit(self.data(), self.held_out(), training=training, checkpoint=tmp_path / "state", resume=True)
         for mine, unbroken in zip(resumed.model.get_weights(), fitted.model.get_weights(), strict=True):
             np.testing.assert_array_equal(mine, unbroken)
         assert resumed.history is not None

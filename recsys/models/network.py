@@ -13,6 +13,8 @@ import scipy.sparse as sp
 import tensorflow as tf
 
 from recsys.models.scorers import FactorScorer, ItemScorer, Scorer, Users
+from recsys.models.sequence_network import SequenceNetwork
+from recsys.sequences import Sequences
 
 
 class RecommenderNetwork(keras.Model):
@@ -92,6 +94,35 @@ class ItemNetwork(RecommenderNetwork):
         parts = tf.gather(values, sources) * tf.gather(self.weight_values, inner)
         where = tf.stack([tf.gather(owners, sources), tf.gather(self.weight_items, inner)], axis=1)
         return tf.scatter_nd(where, parts, shape)
+
+
+class SequenceRecommenderNetwork(RecommenderNetwork):
+    """Scores by a network that reads the last `max_length` items of each user; the network is shared, not copied."""
+
+    def __init__(self, network: SequenceNetwork, sequences: Sequences, max_length: int, popularity: np.ndarray) -> None:
+        super().__init__(sequences.lengths > 0, popularity)
+        self.network = network
+        self.max_length = max_length
+        self.offsets = self.constant("offsets", np.append(sequences.offsets, sequences.offsets[-1]))
+        # One more than there are, so that users without any have a place to look at.
+        self.entries = self.constant("entries", np.append(sequences.items, -1).astype(np.int64))
+
+    def model_scores(self, rows: tf.Tensor) -> tf.Tensor:
+        """The vector after each last item, times all items."""
+        offsets = tf.convert_to_tensor(self.offsets)
+        ends = tf.gather(offsets, rows + 1)
+        lengths = tf.minimum(ends - tf.gather(offsets, rows), self.max_length)
+        steps = tf.range(tf.maximum(tf.reduce_max(lengths), 1))
+        real = steps < lengths[:, None]
+        places = tf.where(real, (ends - lengths)[:, None] + steps, tf.size(self.entries, tf.int64) - 1)
+        items = tf.cast(tf.gather(self.entries, places), tf.int32)
+        return self.scores_after(items, tf.cast(lengths, tf.int32))
+
+    def scores_after(self, items: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+        """Scores of all items after sequences (B, T), int32, of which `lengths` (B,) are real: (B, I)."""
+        vectors = self.network(items, lengths, training=False)
+        last = tf.cast(tf.gather(vectors, tf.maximum(lengths - 1, 0), batch_dims=1), tf.float32)
+        return tf.matmul(last, tf.cast(tf.convert_to_tensor(self.network.table), tf.float32), transpose_b=True)
 
 
 def expanded(offsets: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
