@@ -21,7 +21,7 @@ from experiment import data_directory, peer_process
 from shared.training_config import TrainingConfig
 
 # Users of the benchmark, and RecTools' own width of the feed-forward part.
-_NUM_USERS = 4096
+_NUM_USERS = 2048
 _SASREC: dict[str, Any] = {"dim": 64, "num_layers": 2, "num_heads": 2, "max_length": 50, "dropout": 0.2}
 _HIDDEN = 64
 _BATCH, _RATE = 256, 1e-3

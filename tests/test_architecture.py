@@ -115,7 +115,8 @@ def test_files_stay_small_and_have_a_subject(path):
 LIGHT_MODULES = "shared, shared.config, shared.runtime, shared.data, shared.artifact, shared.pipeline, shared.cli, \
 shared.classification, vision, vision.classification, vision.data, vision.images, vision.presets, \
 nlp, nlp.classification, nlp.ner, nlp.data, nlp.tags, nlp.metrics, nlp.presets, nlp.tokenization, \
-recsys, recsys.collaborative_filtering, recsys.data, recsys.metrics, recsys.splitting, recsys.top_k, recsys.baselines"
+recsys, recsys.collaborative_filtering, recsys.data, recsys.metrics, recsys.splitting, recsys.top_k, recsys.baselines, \
+recsys.sequential, recsys.sequences"
 
 
 def test_light_modules_load_no_tensorflow_and_change_nothing():
