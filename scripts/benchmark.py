@@ -227,7 +227,9 @@ BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "text-single": nlp_benchmarks.text_single,
     "text-finetune": nlp_benchmarks.text_finetune,
     "ner-inference": nlp_benchmarks.ner_inference,
+    "ials": recsys_benchmarks.ials,
     "sasrec": recsys_benchmarks.sasrec,
+    "top-k": recsys_benchmarks.top_k,
     "translation-decode": translation_benchmarks.translation_decode,
     "translation-train": translation_benchmarks.translation_train,
 }

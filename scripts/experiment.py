@@ -37,9 +37,9 @@ def settings(config: dict[str, Any], training: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in {**config, **training}.items())
 
 
-def benchmark_record(name: str, title: str, target: str) -> dict[str, Any]:
+def benchmark_record(name: str, title: str, target: str, *, repeats: int = 7) -> dict[str, Any]:
     """A benchmark of `benchmark.py`, run in a process of its own, as results keep it."""
-    arguments = [name, "--repeats", "7"]
+    arguments = [name, "--repeats", str(repeats)]
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "result.json")
         script = str(ROOT / "scripts" / "benchmark.py")

@@ -1,17 +1,20 @@
 """Benchmarks of recommenders beside their peers, for `benchmark.py`.
 
-`sasrec` needs rectools[torch], in the interpreter that TRIPTYCH_PEER names or in ours. It reads Amazon Beauty from
-TRIPTYCH_DATA where that is there, else made sequences of about the same shape.
+The peers run in the interpreter that TRIPTYCH_PEER names, or in ours: `sasrec` needs rectools[torch], `ials` implicit,
+`top-k` faiss-cpu. `sasrec` reads Amazon Beauty from TRIPTYCH_DATA where that is there, else made sequences of about the
+same shape.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +50,15 @@ def sasrec(repeats: int) -> dict[str, Any]:
             step([batch])
         step.loss_sum.numpy()
 
-    with tempfile.TemporaryDirectory() as directory:
-        file = str(Path(directory, "job.npz"))
-        assert data.timestamps is not None
-        columns = {"users": data.users, "items": data.items, "times": data.timestamps}
-        np.savez(file, allow_pickle=False, **columns, **_SASREC, batch_size=_BATCH, learning_rate=_RATE)
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        with peer_process("torch_sasrec.py", file, str(len(os.sched_getaffinity(0))), **pipes) as process:
-            sides: dict[str, Callable[[], float]] = {
-                "triptych epoch": lambda: _rate(ours),
-                "RecTools epoch": lambda: _NUM_USERS / _peer_seconds(process, "rectools[torch]"),
-            }
-            rates = measured(sides, repeats)
-            assert process.stdin is not None
-            process.stdin.close()
+    assert data.timestamps is not None
+    columns = {"users": data.users, "items": data.items, "times": data.timestamps}
+    job = {**columns, **_SASREC, "batch_size": _BATCH, "learning_rate": _RATE}
+    with _peer("torch_sasrec.py", job) as peer:
+        sides: dict[str, Callable[[], float]] = {
+            "triptych epoch": lambda: _rate(ours),
+            "RecTools epoch": lambda: _NUM_USERS / peer("run"),
+        }
+        rates = measured(sides, repeats)
     what = ", ".join(f"{name} {value}" for name, value in _SASREC.items())
     return {
         "unit": "users/s",
@@ -97,12 +95,146 @@ def _rate(run: Callable[[], Any]) -> float:
     return _NUM_USERS / (time.perf_counter() - start)
 
 
-def _peer_seconds(process: subprocess.Popen[str], package: str) -> float:
+# What the objective of implicit, with its confidence alpha and its regularisation, is in ours, whose seen entries
+# weigh 1: a0 = 1 / alpha, l = regularisation / alpha, not scaled by frequency.
+_ALPHA, _REGULARISATION = 10.0, 1.0
+_ITERATIONS = 2
+_FACTORS = (64, 256)
+
+
+def ials(repeats: int) -> dict[str, Any]:
+    """Iterations/s of alternating least squares, at two sizes of the data and of the factors, and what they reach."""
+    from benchmark import measured, ratios
+
+    rates: dict[str, Any] = {}
+    compared: dict[str, float] = {}
+    figures: dict[str, float] = {}
+    for num_users, num_items, num_entries in ((6_000, 3_700, 220_000), (60_000, 37_000, 2_200_000)):
+        matrix, held = _made_matrix(num_users, num_items, num_entries)
+        job = {"indices": matrix.indices, "indptr": matrix.indptr, "shape": matrix.shape}
+        job |= {"alpha": _ALPHA, "regularization": _REGULARISATION, "iterations": _ITERATIONS}
+        for factors in _FACTORS:
+            size = f"{factors} factors, {num_users // 1000}k users"
+            course = _Ials(matrix, factors)
+            with _peer("retrieval.py", job, "ials") as peer, tempfile.TemporaryDirectory() as directory:
+                ours, theirs = f"triptych, {size}", f"implicit, {size}"
+                sides = {ours: course.rate, theirs: _peer_rate(peer, str(factors))}
+                found = measured(sides, repeats)
+                file = str(Path(directory, "factors.npz"))
+                peer(file)
+                other = np.load(file)
+            rates |= found
+            compared |= ratios(found, ours)
+            figures |= {f"ndcg@10, {ours}": _ndcg(course.users, course.items, matrix, held)}
+            figures |= {f"ndcg@10, {theirs}": _ndcg(other["users"], other["items"], matrix, held)}
+    return {
+        "unit": "iterations/s",
+        "files": "made interactions of users with tastes: 220 thousand, and ten times as many; one objective, which "
+        "ours solves exactly and implicit, as it does by default, with three conjugate-gradient steps; float32",
+        "rates": rates,
+        "ratios": compared,
+        "figures": figures,
+    }
+
+
+class _Ials:
+    """Factors that some iterations improve at each call of `rate`."""
+
+    def __init__(self, matrix: Any, factors: int) -> None:
+        from recsys.models.ials import Ials
+
+        self.recipe = Ials(_REGULARISATION / _ALPHA, 1 / _ALPHA, 0.0)
+        self.matrix, self.transposed = matrix, matrix.T.tocsr()
+        self.users, self.items = self.recipe.start(matrix, factors, 0)
+
+    def rate(self) -> float:
+        start = time.perf_counter()
+        for _ in range(_ITERATIONS):
+            self.users, self.items = self.recipe.epoch(self.matrix, self.transposed, self.users)
+        return _ITERATIONS / (time.perf_counter() - start)
+
+
+def _peer_rate(peer: Callable[[str], float], line: str) -> Callable[[], float]:
+    return lambda: 1 / peer(line)
+
+
+def _made_matrix(num_users: int, num_items: int, num_entries: int) -> tuple[Any, np.ndarray]:
+    """A sparse matrix of users who choose mostly among one of 20 groups of items, and one more item of each user."""
+    import scipy.sparse as sp
+
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 20, num_users)
+    users = np.concatenate([np.arange(num_users), rng.integers(0, num_users, num_entries)])
+    # Within a group, and among all, the popularity of items falls as a power of their rank.
+    ranks = (rng.random(len(users)) ** 3 * (num_items // 20)).astype(np.int64)
+    group = np.where(rng.random(len(users)) < 0.8, groups[users], rng.integers(0, 20, len(users)))
+    items = ranks * 20 + group
+    keys = np.unique(users[num_users:] * num_items + items[num_users:])
+    held = items[:num_users]
+    keys = np.setdiff1d(keys, np.arange(num_users) * num_items + held)
+    parts = np.ones(len(keys), np.float32), (keys // num_items, keys % num_items)
+    return sp.csr_matrix(parts, shape=(num_users, num_items)), held
+
+
+def _ndcg(users: np.ndarray, items: np.ndarray, matrix: Any, held: np.ndarray) -> float:
+    """ndcg@10 of one held-out item of each user, seen items left out."""
+    from recsys.top_k import top_k_products
+
+    found, _ = top_k_products(users.astype(np.float32), items.astype(np.float32), 10, seen=matrix)
+    places = np.nonzero(found == held[:, None])[1]
+    return float((1 / np.log2(places + 2)).sum() / len(held))
+
+
+_QUERIES, _CATALOGUE, _WIDTH = 10_000, 1_000_000, 64
+
+
+def top_k(repeats: int) -> dict[str, Any]:
+    """Users/s of the exact best 10 of a million items."""
+    from benchmark import measured, ratios
+
+    from recsys.top_k import top_k_products
+
+    rng = np.random.default_rng(0)
+    queries, items = (rng.standard_normal((size, _WIDTH), np.float32) for size in (_QUERIES, _CATALOGUE))
+
+    def ours() -> float:
+        start = time.perf_counter()
+        top_k_products(queries, items, 10)
+        return _QUERIES / (time.perf_counter() - start)
+
+    with _peer("retrieval.py", {"queries": queries, "items": items, "k": 10}, "top-k") as peer:
+        sides: dict[str, Callable[[], float]] = {
+            "triptych top_k_products": ours,
+            "faiss IndexFlatIP": lambda: _QUERIES / peer("search"),
+        }
+        rates = measured(sides, repeats)
+    return {
+        "unit": "users/s",
+        "files": f"{_QUERIES:,} vectors against {_CATALOGUE:,} of width {_WIDTH}, normal random numbers, float32",
+        "rates": rates,
+        "ratios": ratios(rates, "triptych top_k_products"),
+    }
+
+
+@contextlib.contextmanager
+def _peer(script: str, job: dict[str, Any], *arguments: str) -> Iterator[Callable[[str], float]]:
+    """A function that sends the peer's process a line and gives the seconds of its answer."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = str(Path(directory, "job.npz"))
+        np.savez(file, allow_pickle=False, **job)
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        with peer_process(script, *arguments, file, str(len(os.sched_getaffinity(0))), **pipes) as process:
+            yield functools.partial(_seconds, process)
+            assert process.stdin is not None
+            process.stdin.close()
+
+
+def _seconds(process: subprocess.Popen[str], line: str) -> float:
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write("run\n")
+    process.stdin.write(line + "\n")
     process.stdin.flush()
-    line = process.stdout.readline()
-    if not line:
-        raise RuntimeError(f"The peer's process ended; it needs {package} (TRIPTYCH_PEER names its interpreter).")
-    return float(json.loads(line)["seconds"])
+    answer = process.stdout.readline()
+    if not answer:
+        raise RuntimeError("The peer's process ended; see the head of this file for what it needs (TRIPTYCH_PEER).")
+    return float(json.loads(answer)["seconds"])

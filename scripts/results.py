@@ -64,7 +64,9 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "movielens-ratings": recsys_experiments.movielens_ratings,
     "beauty-sequences": recsys_experiments.beauty_sequences,
     "lastfm-sequences": recsys_experiments.lastfm_sequences,
+    "ials": recsys_experiments.ials,
     "sasrec": recsys_experiments.sasrec,
+    "top-k": recsys_experiments.top_k,
 }
 
 # Each target as a machine reads it; what only its words say (flat memory, a stated difference) is left to the reader. A
@@ -113,6 +115,15 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
     "detection-train": [{"ratio": "triptych step / keras-hub RetinaNet step", "at_least": 3.0}],
     "movielens-ratings": [{"metric": "rmse", "at_most": 0.857}],
     "beauty-sequences": [{"metric": "recall@10", "at_least": 0.080}, {"metric": "ndcg@10", "at_least": 0.044}],
+    "ials": [
+        {
+            "ratio": f"triptych, {factors} factors, {size} users / implicit, {factors} factors, {size} users",
+            "at_least": 1.0,
+        }
+        for size in ("6k", "60k")
+        for factors in (64, 256)
+    ],
+    "top-k": [{"ratio": "triptych top_k_products / faiss IndexFlatIP", "at_least": 0.9}],
     "sasrec": [{"ratio": "triptych epoch / RecTools epoch", "at_least": 1.5}],
     "lastfm-sequences": [{"metric": "recall@10", "at_least": 0.0688}, {"metric": "ndcg@10", "at_least": 0.0390}],
     "ner-inference": [{"ratio": "triptych predict / transformers.pipeline(batch_size=32)", "at_least": 2.5}],
