@@ -99,6 +99,7 @@ def _rate(run: Callable[[], Any]) -> float:
 # weigh 1: a0 = 1 / alpha, l = regularisation / alpha, not scaled by frequency.
 _ALPHA, _REGULARISATION = 10.0, 1.0
 _ITERATIONS = 2
+_SIZES = ((6_000, 3_700, 220_000), (60_000, 37_000, 2_200_000))
 _FACTORS = (64, 256)
 
 
@@ -109,7 +110,7 @@ def ials(repeats: int) -> dict[str, Any]:
     rates: dict[str, Any] = {}
     compared: dict[str, float] = {}
     figures: dict[str, float] = {}
-    for num_users, num_items, num_entries in ((6_000, 3_700, 220_000), (60_000, 37_000, 2_200_000)):
+    for num_users, num_items, num_entries in _SIZES:
         matrix, held = _made_matrix(num_users, num_items, num_entries)
         job = {"indices": matrix.indices, "indptr": matrix.indptr, "shape": matrix.shape}
         job |= {"alpha": _ALPHA, "regularization": _REGULARISATION, "iterations": _ITERATIONS}
