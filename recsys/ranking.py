@@ -42,7 +42,7 @@ class RankerConfig(Config):
     """Which network, how large, and how features become numbers; settings of other networks have no effect."""
 
     model: Literal["dlrm", "dcn_v2", "deepfm", "wide_deep"] = option("dcn_v2", "network")
-    target: Literal["click", "rating"] = option("click", "what is learned: 0 or 1 (log loss), or any number (squares)")
+    objective: Literal["click", "rating"] = option("click", "what is learned: 0 or 1 (log loss), any number (squares)")
     dim: int = option(16, "numbers by which a category is described", minimum=1)
     hidden: tuple[int, ...] = option((256, 128), "widths of the dense layers")
     bottom: tuple[int, ...] = option((64,), "widths of the dense layers over numbers (dlrm)")
@@ -56,7 +56,7 @@ class RankerConfig(Config):
     hash_buckets: int = option(0, "hash columns with more, into so many; 0: rarer ones are unknown", minimum=0)
     hashed: tuple[str, ...] = option((), "columns that are hashed into hash_buckets however many they have")
     max_values: int = option(20, "categories of a row of a multi-valued column that are read", minimum=1)
-    buckets: int = option(10, "quantile ranges of a number that are categories, too; 0: none", minimum=0)
+    buckets: int = option(32, "quantile ranges of a number that are categories, too; 0: none", minimum=0)
     seed: int = option(0, "seed of the initial weights and of dropout", minimum=0, maximum=2**32 - 1)
 
     def __post_init__(self) -> None:
@@ -210,7 +210,7 @@ class Ranker(Pipeline):
         import tensorflow as tf
 
         logits = self._known_network(arrays, training=False)
-        return tf.sigmoid(logits) if self.config.target == "click" else logits
+        return tf.sigmoid(logits) if self.config.objective == "click" else logits
 
     # Training.
 
@@ -251,12 +251,12 @@ class Ranker(Pipeline):
         table = as_labelled(data, name)
         targets = table.targets
         assert targets is not None
-        if self.config.target == "click":
+        if self.config.objective == "click":
             odd = np.flatnonzero((targets != 0) & (targets != 1))
             if len(odd):
                 raise ValueError(
                     f"Targets of `{name}` must be 0 or 1; received {targets[odd[0]]:g} at row {odd[0]}. For ratings, "
-                    "set target=rating."
+                    "set objective=rating."
                 )
             if len(np.unique(targets)) < 2:
                 raise ValueError(
@@ -280,7 +280,7 @@ class Ranker(Pipeline):
         self._trained, self._function = False, None
         self._network = self._new_network()
         mean = float(targets.mean())
-        self._network.start_from(float(np.log(mean / (1 - mean))) if config.target == "click" else mean)
+        self._network.start_from(float(np.log(mean / (1 - mean))) if config.objective == "click" else mean)
 
     def _new_network(self) -> RankingNetwork:
         from recsys.models.ranking_network import DcnNetwork, DeepFmNetwork, DlrmNetwork, WideDeepNetwork
@@ -307,7 +307,7 @@ class Ranker(Pipeline):
         import tensorflow as tf
 
         network, smoothing = self._known_network, training.label_smoothing
-        if self.config.target == "rating":
+        if self.config.objective == "rating":
             return lambda batch: tf.reduce_mean(tf.square(network(batch, training=True) - batch["targets"]))
 
         def loss(batch: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -323,7 +323,7 @@ class Ranker(Pipeline):
 
     def _metrics(self, scores: np.ndarray, targets: np.ndarray) -> Metrics:
         """What `evaluate` gives: of clicks auc first, of ratings r2, for more is better."""
-        if self.config.target == "rating":
+        if self.config.objective == "rating":
             spread = float(np.mean(np.square(targets - targets.mean())))
             error = rmse(scores, targets)
             r2 = 1 - error**2 / spread if spread else 0.0
@@ -408,7 +408,10 @@ def as_labelled(data: Any, name: str) -> Features:
     if not len(data):
         raise ValueError(f"`{name}` has no examples: there is not one row in it. Check the file or the filter.")
     if data.targets is None:
-        raise ValueError(f"`{name}` has no targets to learn. Read it with `target=`, or give Features `targets=`.")
+        raise ValueError(
+            f"`{name}` has no targets to learn. Read it with `target=` (on the command line --target), or give "
+            "Features `targets=`."
+        )
     return data
 
 

@@ -164,7 +164,7 @@ def test_ratings_are_learned_too(tmp_path: Path) -> None:
     data = clicks()
     assert data.targets is not None
     rated = Features(data.columns, targets=3 + 2 * data.targets)
-    pipeline = Ranker(config("deepfm", target="rating"))
+    pipeline = Ranker(config("deepfm", objective="rating"))
     pipeline.fit(rated, rated, training=_TRAINING.replace(epochs=20))
     metrics = pipeline.evaluate(rated)
     assert tuple(metrics) == ("r2", "rmse")
@@ -209,7 +209,7 @@ def test_mistakes() -> None:
     for train, part in [
         (Features(data.columns), "`train` has no targets"),
         (Features(data.columns, targets=[0] * len(data)), "All targets of `train` are 0"),
-        (Features(data.columns, targets=[0, 3] * 120), r"must be 0 or 1; received 3 at row 1.*target=rating"),
+        (Features(data.columns, targets=[0, 3] * 120), r"must be 0 or 1; received 3 at row 1.*objective=rating"),
         (data.take(np.zeros(0, np.int64)), "`train` has no examples"),
     ]:
         with pytest.raises(ValueError, match=part):
