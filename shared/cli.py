@@ -170,8 +170,8 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
 
 
 def apply_for_training(
-    runtime: RuntimeConfig, build: Callable[[], Pipeline], train: Any, training: TrainingConfig, checkpoint: Path
-) -> Pipeline:
+    runtime: RuntimeConfig, build: Callable[[], Any], train: Any, training: TrainingConfig, checkpoint: Path
+) -> Any:
     """What `build` makes, under `runtime`; what is `auto` there is picked by a measurement, and printed."""
     if "auto" in (runtime.precision, runtime.xla):
         from shared.measuring import choose_runtime

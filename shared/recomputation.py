@@ -95,7 +95,7 @@ def _recomputed(
 
     changes: list[tuple[keras.Variable, tf.Tensor]] = []
 
-    @tf.custom_gradient
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
     def run(*inputs: tf.Tensor) -> tuple[tf.Tensor, Callable[..., list[tf.Tensor | None]]]:
         output, changes[:] = function(*inputs)
         return output, lambda upstream: _gradients_again(function, inputs, upstream)

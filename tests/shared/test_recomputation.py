@@ -43,7 +43,9 @@ class Block(keras.layers.Layer):
     @recomputable
     def call(self, x, offset, *, factor=1.0, training=None):
         self.calls += 1
-        return self.dropout(self.norm(self.inner(x) * factor + offset * self.scale, training=training), training=training)
+        return self.dropout(
+            self.norm(self.inner(x) * factor + offset * self.scale, training=training), training=training
+        )
 
 
 def stepped(recompute: bool, *, policy: str = "float32", jit: bool = False, steps: int = 3) -> list[np.ndarray]:
