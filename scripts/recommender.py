@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from shared.artifact import check_target
-from shared.cli import OneLineParser, add_flags, apply_for_training, config_from_flags, imported, run_script
+from shared.cli import OneLineParser, add_flags, config_from_flags, imported, run_script
 from shared.pipeline import ExportFormat
 from shared.runtime import RuntimeConfig
 from shared.training_config import TrainingConfig
+from shared.training_flags import add_profile_flag, apply_for_training, print_profile, profile_directory
 
 _COLUMNS = ("user", "item", "rating", "timestamp")
 _INTERVAL = 0.95
@@ -84,7 +85,9 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
         checkpoint=checkpoint,
         resume=options.resume,
         log=output.with_name(output.name + ".log.jsonl"),
+        profile=profile_directory(options.profile, output),
     )
+    print_profile(options.profile, output)
     if holdout is not None:
         metrics = pipeline.evaluate(split.test, seen=split.seen)
         print(f"held out: {holdout}, {metrics.details['users']} users, {metrics.details['protocol']}")
@@ -206,6 +209,7 @@ def _parser(command: RecommenderCommand, *, show_all: bool) -> argparse.Argument
     train.add_argument("--validation", metavar="PATH", help="interactions that choose the best epoch")
     train.add_argument("--output", required=True, metavar="DIR", help="where the recommender is saved")
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    add_profile_flag(train)
     train.add_argument(
         "--baselines", action=argparse.BooleanOptionalAction, default=True, help="score simple models, too (--holdout)"
     )

@@ -26,6 +26,7 @@ from shared.config import Config, describe_type, field_types
 from shared.pipeline import ExportFormat, NotFittedError, Pipeline, TrainingInterrupted
 from shared.runtime import RuntimeConfig
 from shared.training_config import TrainingConfig
+from shared.training_flags import add_profile_flag, apply_for_training, print_profile, profile_directory
 
 _USER_ERRORS = (
     ValueError,
@@ -162,7 +163,9 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
         checkpoint=checkpoint,
         resume=options.resume,
         log=output.with_name(output.name + ".log.jsonl"),
+        profile=profile_directory(options.profile, output),
     )
+    print_profile(options.profile, output)
     if validation is not None:
         print(f"validation  {pipeline.evaluate(validation, max_bad_share=share)}")
     pipeline.save(output)
@@ -170,19 +173,6 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
     print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
     if validation is not None and command.baseline is not None:
         print(f"baseline    {_baseline(command, train, validation, pipeline.config)}")
-
-
-def apply_for_training(
-    runtime: RuntimeConfig, build: Callable[[], Any], train: Any, training: TrainingConfig, checkpoint: Path
-) -> Any:
-    """What `build` makes, under `runtime`; what is `auto` there is picked by a measurement, and printed."""
-    if "auto" in (runtime.precision, runtime.xla):
-        from shared.measuring import choose_runtime
-
-        print(choose_runtime(build, train, training=training, config=runtime, checkpoint=checkpoint))
-    else:
-        runtime.apply()
-    return build()
 
 
 def _baseline(command: TaskCommand, train: Any, validation: Any, config: Config) -> str:
@@ -328,6 +318,7 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
         )
     train.add_argument("--output", required=True, metavar="DIR", help="where the pipeline is saved")
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    add_profile_flag(train)
     shown = None if show_all else command.common
     for config_class in (command.config_class(), TrainingConfig):
         add_flags(train, config_class, shown=shown)

@@ -98,6 +98,7 @@ class FitOptions:
     checkpoint: Path | None = None
     resume: bool = False
     log: Path | None = None
+    profile: Path | None = None
 
 
 class Pipeline(abc.ABC):
@@ -131,6 +132,7 @@ class Pipeline(abc.ABC):
         checkpoint: str | Path | None = None,
         resume: bool = False,
         log: str | Path | None = None,
+        profile: str | Path | None = None,
     ) -> History:
         """Train on `train`, keeping the weights that are best on `validation` by the first metric.
 
@@ -142,6 +144,8 @@ class Pipeline(abc.ABC):
                 running step with the state saved, and a killed run can be resumed.
             resume: go on from the state in `checkpoint`, if there is one; the end is the same as of an unbroken run.
             log: a file for one JSON line per epoch (and TensorBoard events beside it, where that is installed).
+            profile: a directory for a summary of where the time goes and a trace of some steps; see
+                `shared.profiling.read_profile`.
 
         Raises:
             TypeError, ValueError: for data or options that do not fit; the message says what was expected.
@@ -154,6 +158,7 @@ class Pipeline(abc.ABC):
             checkpoint=None if checkpoint is None else Path(checkpoint),
             resume=resume,
             log=None if log is None else Path(log),
+            profile=None if profile is None else Path(profile),
         )
         started = time.strftime("%Y-%m-%dT%H:%M:%S")
         self.metrics = None  # those of the weights before, which a save would give to the new ones

@@ -25,6 +25,7 @@ from shared.data import Arrays, InputPipeline, Loading
 from shared.fingerprint import data_fingerprint
 from shared.optimizers import build_optimizer, build_schedule
 from shared.pipeline import FitOptions, History, Metrics, Pipeline, TrainingInterrupted
+from shared.profiling import Profiler
 from shared.progress import Progress, TrainingLog
 from shared.recomputation import recomputing
 from shared.runtime import current_runtime
@@ -131,6 +132,11 @@ class TrainStep:
         self._strategy = runtime.strategy
         self._apply: Any = None
         self._accumulate: Any = None
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether there is a graph yet; tracing and compiling it takes the time of many steps."""
+        return self._apply is not None
 
     def __call__(self, batches: Sequence[Arrays]) -> None:
         """Update the weights by the mean gradient of `batches` (as many as are accumulated)."""
@@ -267,16 +273,21 @@ class _Run:
     def run(self) -> History:
         """Train to the end, or until stopped early or by a signal."""
         self.started = self.last_saved = time.monotonic()
-        state = self._state_to_resume()
-        self._build()
-        if state is not None:
-            self._restore(state)
+        self.profiler = Profiler(self.options.profile)
+        with self.profiler.phase("set-up"):
+            state = self._state_to_resume()
+            self._build()
+            if state is not None:
+                self._restore(state)
         self.progress = Progress(self.config.epochs)
         self.log = TrainingLog(self.options.log, self.records)
-        with StopSignals(enabled=self.checkpoint is not None) as self.signals, contextlib.closing(self.progress):
+        ends = contextlib.closing(self.progress), contextlib.closing(self.profiler)
+        with StopSignals(enabled=self.checkpoint is not None) as self.signals, ends[0], ends[1]:
             while self.epoch < self.config.epochs and not self.stopped_early:
                 self._run_epoch()
-        return self._finish()
+        history = self._finish()
+        self.profiler.write(self.task)
+        return history
 
     def _build(self) -> None:
         model = self.task.model
@@ -299,8 +310,8 @@ class _Run:
         self.progress.start_epoch(self.epoch + 1, num_examples=batches.num_examples, done=done)
         groups = _groups(batches.epoch(self.epoch, self.batch), self.config.accumulation_steps)
         with contextlib.closing(groups):
-            for group in groups:
-                self.train_step(group)
+            for group in self.profiler.timed(groups):
+                self.profiler.run(self.train_step, group)
                 self.step += 1
                 self.batch += len(group)
                 self._after_step(sum(len(next(iter(batch.values()))) for batch in group))
@@ -323,14 +334,16 @@ class _Run:
             "loss": loss,
             "learning_rate": float(self.schedule(self.step - 1)),
         }
-        metrics = self._validate()
+        with self.profiler.phase("validation"):
+            metrics = self._validate()
         if metrics is not None:
             record |= {f"validation_{name}": value for name, value in metrics.items()}
         record["seconds"] = training_seconds
         record["examples_per_second"] = self.task.batches.num_examples / max(training_seconds, 1e-9)
         self.records.append(record)
-        self.progress.end_epoch(record)
-        self.log.write(record)
+        with self.profiler.phase("logging"):
+            self.progress.end_epoch(record)
+            self.log.write(record)
         self.epoch, self.batch, self.epoch_seconds_before = self.epoch + 1, 0, 0.0
         self.train_step.loss_sum.assign(0.0)
         if self.signals.received is not None:
@@ -402,7 +415,8 @@ class _Run:
         if self.checkpoint is None:
             return
         self._mean_loss()  # raises where the weights are no longer worth keeping
-        self.checkpoint.write(self._state())
+        with self.profiler.phase("checkpoint"):
+            self.checkpoint.write(self._state())
         self.last_saved = time.monotonic()
 
     def _state(self) -> TrainingState:
