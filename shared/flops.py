@@ -135,12 +135,12 @@ def _einsum(operation: Any) -> int:
 def _convolution(operation: Any) -> int:
     """Filter (h, w, inputs of a group, outputs): every number of the result takes one of its columns."""
     height, width, inputs, _ = operation.inputs[1].shape.as_list()
-    return 2 * _size(operation.outputs[0].shape) * height * width * inputs
+    return 2 * _size(operation.outputs[0].shape) * int(height * width * inputs)
 
 
 def _depthwise(operation: Any) -> int:
     height, width, _, _ = operation.inputs[1].shape.as_list()
-    return 2 * _size(operation.outputs[0].shape) * height * width
+    return 2 * _size(operation.outputs[0].shape) * int(height * width)
 
 
 _COUNTS: dict[str, Callable[[Any], int]] = {
