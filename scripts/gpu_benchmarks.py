@@ -82,7 +82,7 @@ def gpu(repeats: int, *, sizes: Sizes | None = None, precision: str | None = Non
         "failed": [name for name, check in checks.items() if not check["trains"]],
         "unit": "training examples/s",
         "files": f"{card}, {precision}; {sizes.network} at {sizes.image_size} px, BERT of {sizes.layers} layers at "
-        f"{sizes.tokens} tokens, SASRec of {sizes.history} items, DLRM of {sizes.columns} columns; synthetic: one batch "
+        f"{sizes.tokens} tokens, SASRec of {sizes.history} items, DLRM of {sizes.columns} columns; synthetic: a batch "
         "again and again, pipeline: read, varied and batched",
         **_throughput(sizes, repeats, card, precision),
     }
@@ -130,6 +130,7 @@ def _image_classification() -> tuple[Any, Any]:
 
 def _object_detection() -> tuple[Any, Any]:
     from shape_samples import shape_scenes
+
     from vision import ObjectDetector, ObjectDetectorConfig
 
     config = ObjectDetectorConfig(image_height=96, image_width=96, width=8)
@@ -138,6 +139,7 @@ def _object_detection() -> tuple[Any, Any]:
 
 def _image_segmentation() -> tuple[Any, Any]:
     from shape_samples import CLASSES, shape_scenes
+
     from vision import ImageSegmenter, ImageSegmenterConfig
 
     config = ImageSegmenterConfig(labels=CLASSES, image_height=96, image_width=96, width=8)
@@ -164,8 +166,9 @@ def _named_entity_recognition() -> tuple[Any, Any]:
 
 
 def _translation() -> tuple[Any, Any]:
-    from nlp import Translator, TranslatorConfig
     from phrase_samples import phrase_pairs
+
+    from nlp import Translator, TranslatorConfig
 
     return Translator(TranslatorConfig(**_SMALL, intermediate_size=64, vocab_size=400)), phrase_pairs(64)
 
@@ -272,6 +275,7 @@ def _resnet(sizes: Sizes) -> Iterator[tuple[TrainingTask, TrainingConfig]]:
     """A network of keras.applications with random weights, on JPEG files."""
     import keras
     from benchmark import _photographs
+
     from vision import ImageClassifier, read_image_folder
 
     training = TrainingConfig(batch_size=sizes.image_batch, cache_gib=0.0)
@@ -285,7 +289,7 @@ def _resnet(sizes: Sizes) -> Iterator[tuple[TrainingTask, TrainingConfig]]:
 
 
 @contextlib.contextmanager
-def _bert(sizes: Sizes) -> Iterator[tuple[TrainingTask, TrainingConfig]]:
+def text_task(sizes: Sizes) -> Iterator[tuple[TrainingTask, TrainingConfig]]:
     """An encoder of BERT's shape, from scratch, on texts that fill its windows."""
     from nlp import TextClassifier, TextClassifierConfig
 
@@ -336,7 +340,7 @@ def _clicks(rows: int, *, columns: int, categories: int) -> Any:
 
 NETWORKS: dict[str, Callable[[Sizes], contextlib.AbstractContextManager[tuple[TrainingTask, TrainingConfig]]]] = {
     "ResNet-50": _resnet,
-    "BERT-base": _bert,
+    "BERT-base": text_task,
     "SASRec": _sasrec,
     "DLRM": _dlrm,
 }
