@@ -14,10 +14,12 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from shared.cluster import find_cluster
 from shared.config import Config, option
+from shared.distribution import Portion, Workers, start_workers
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -42,6 +44,13 @@ class RuntimeConfig(Config):
     memory_growth: bool = option(True, "take GPU memory as needed, not all at once")
     onednn: Switch = option("auto", "oneDNN kernels on the CPU; auto: on for x86")
     num_threads: int = option(0, "threads of TensorFlow on the CPU; 0: one a core", minimum=0)
+    workers: str = option(
+        "auto", "processes that train together: auto, off, tf_config, slurm, kubernetes, or host:port,host:port"
+    )
+    worker_index: int = option(-1, "number of this one where `workers` gives addresses; -1: from the environment")
+    worker_timeout: float = option(
+        30.0, "silence after which another worker counts as lost", minimum=5.0, maximum=3600.0, unit="s"
+    )
 
     def prepare_environment(self) -> None:
         """Set what TensorFlow reads once, when it is first imported; too late afterwards, and then says so."""
@@ -60,7 +69,8 @@ class RuntimeConfig(Config):
         """Put the choices into effect for pipelines built from now on, and return what they came to.
 
         Raises:
-            ValueError: for a device that this machine does not have.
+            ValueError: for a device that this machine does not have, and for `workers` that cannot be understood.
+            WorkerLostError: where one of the workers cannot be reached.
             RuntimeError: where TensorFlow was already in use and refuses a change.
         """
         self.prepare_environment()
@@ -69,14 +79,17 @@ class RuntimeConfig(Config):
 
         if self.num_threads:
             tf.config.threading.set_intra_op_parallelism_threads(self.num_threads)
-        devices = _select_devices(self.devices, self.memory_growth)
+        # Before anything is computed: TensorFlow joins a cluster only when it starts.
+        strategy, workers = _join_workers(self)
+        if strategy is None:
+            strategy = _strategy(_select_devices(self.devices, self.memory_growth))
         if self.deterministic:
             tf.config.experimental.enable_op_determinism()
-        precision = _measured_precision() if self.precision == "auto" else self.precision
+        precision = workers.from_first(_measured_precision) if self.precision == "auto" else self.precision
         keras.config.set_dtype_policy(precision)
-        xla = _measured_xla() if self.xla == "auto" else self.xla == "on"
+        xla = workers.from_first(_measured_xla) if self.xla == "auto" else self.xla == "on"
         global _current
-        _current = Runtime(config=self, precision=precision, xla=xla, strategy=_strategy(devices))
+        _current = Runtime(config=self, precision=precision, xla=xla, strategy=strategy, workers=workers)
         return _current
 
     def _wants_onednn(self) -> bool:
@@ -95,12 +108,19 @@ class Runtime:
     precision: str
     xla: bool
     strategy: tf.distribute.Strategy | None
+    workers: Workers = field(default_factory=Workers)
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """Scope in which models and optimizers have to be built."""
-        with self.strategy.scope() if self.strategy is not None else contextlib.nullcontext():
+        """Scope in which models and optimizers have to be built; several workers build the same ones."""
+        with self.workers.together(), self.strategy.scope() if self.strategy is not None else contextlib.nullcontext():
             yield
+
+    @property
+    def portion(self) -> Portion:
+        """Which shares of each batch this process prepares."""
+        own = self.num_replicas // self.workers.count
+        return Portion(self.num_replicas, self.workers.index * own, own)
 
     @property
     def num_replicas(self) -> int:
@@ -152,6 +172,43 @@ def current_runtime() -> Runtime:
     import keras
 
     return Runtime(RuntimeConfig(), precision=keras.config.dtype_policy().name, xla=False, strategy=None)
+
+
+def _join_workers(config: RuntimeConfig) -> tuple[tf.distribute.Strategy | None, Workers]:
+    """The strategy of several workers and these; none, and this process alone, where it trains alone."""
+    cluster = find_cluster(config.workers, config.worker_index, os.environ)
+    if cluster is None:
+        return None, Workers()
+    global _joined
+    if _joined is not None:
+        strategy, workers = _joined
+        if workers.cluster != cluster:
+            raise ValueError(f"This process is {workers.cluster} already. Start another process to be {cluster}.")
+        return _joined
+    _show_devices(config.devices, config.memory_growth)
+    _joined = start_workers(cluster, silence=config.worker_timeout)
+    return _joined
+
+
+_joined: tuple[tf.distribute.Strategy, Workers] | None = None
+
+
+def _show_devices(devices: str, memory_growth: bool) -> None:
+    """Let TensorFlow see those devices only: all that it sees take part in a training by several workers."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    names = {f"gpu:{i}": gpu for i, gpu in enumerate(gpus)}
+    chosen = {"auto": list(names), "gpu": list(names), "cpu": [], "cpu:0": []}.get(devices, devices.split(","))
+    missing = [name for name in chosen if name not in names]
+    if missing or (devices == "gpu" and not gpus):
+        raise ValueError(
+            f"`devices` asks for {devices!r}; a worker on this machine has {', '.join(['cpu', *names])}. Use one of "
+            "those, or 'auto'."
+        )
+    tf.config.set_visible_devices([names[name] for name in chosen], "GPU")
+    for name in chosen if memory_growth else ():
+        tf.config.experimental.set_memory_growth(names[name], True)
 
 
 def _select_devices(devices: str, memory_growth: bool) -> list[str]:
