@@ -11,6 +11,7 @@ import importlib
 import itertools
 import json
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -22,9 +23,12 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from shared.artifact import check_target
+from shared.channel import WorkerLostError
 from shared.config import Config, describe_type, field_types
+from shared.distribution import LOST_CODE
+from shared.launcher import LAUNCHED, local_workers, run_local_workers
 from shared.pipeline import ExportFormat, NotFittedError, Pipeline, TrainingInterrupted
-from shared.runtime import RuntimeConfig
+from shared.runtime import RuntimeConfig, current_runtime
 from shared.training_config import TrainingConfig
 
 _USER_ERRORS = (
@@ -37,6 +41,8 @@ _USER_ERRORS = (
 )
 _DOMAINS = ("vision", "nlp", "recsys")
 _NOT_GIVEN = object()
+# Exit code of a training that stopped at a signal, its state being saved; shells give it to Ctrl-C.
+INTERRUPTED_CODE = 130
 
 
 @dataclass(frozen=True)
@@ -121,9 +127,16 @@ def main(command: TaskCommand, arguments: Sequence[str] | None = None) -> int:
         for name in ("shared.runtime", *_DOMAINS):
             logging.getLogger(name).setLevel(logging.INFO)
         runtime = config_from_flags(RuntimeConfig, options)
-        runtime.prepare_environment()
-        _VERBS[options.verb](command, options, runtime)
-    if outcome.resumable:
+        if options.verb != "train":
+            runtime = runtime.replace(workers="off")  # only training is shared
+        count = local_workers(runtime.workers)
+        if count is None:
+            runtime.prepare_environment()
+            _VERBS[options.verb](command, options, runtime)
+        else:
+            outcome.code = run_local_workers(count, [*sys.argv[:1], *given])
+            outcome.resumable = outcome.code in (INTERRUPTED_CODE, LOST_CODE)
+    if outcome.resumable and LAUNCHED not in os.environ:
         print(f"resume: python {shlex.join(_resume_command(sys.argv[:1] + given))}", file=sys.stderr)
     return outcome.code
 
@@ -161,6 +174,8 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
         resume=options.resume,
         log=output.with_name(output.name + ".log.jsonl"),
     )
+    if not current_runtime().workers.is_first:
+        return  # the first of several workers scores, saves and tells
     if validation is not None:
         print(f"validation  {pipeline.evaluate(validation, max_bad_share=share)}")
     pipeline.save(output)
@@ -466,13 +481,16 @@ class _Outcome:
 
 @contextlib.contextmanager
 def _mapped_errors() -> Iterator[_Outcome]:
-    """Exit codes of design: 0 success, 2 the user's mistake in one line, 130 interrupted, 1 our fault."""
+    """Exit codes: 0 success, 2 the user's mistake in one line, 130 interrupted, 75 a worker lost, 1 our fault."""
     outcome = _Outcome()
     try:
         yield outcome
     except TrainingInterrupted as stop:
         print(stop, file=sys.stderr)
-        outcome.code, outcome.resumable = 130, True
+        outcome.code, outcome.resumable = INTERRUPTED_CODE, True
+    except WorkerLostError as error:
+        print(f"error: {error}", file=sys.stderr)
+        outcome.code, outcome.resumable = LOST_CODE, True
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         outcome.code = 130

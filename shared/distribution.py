@@ -28,6 +28,7 @@ from shared.channel import Channel, WorkerLostError, listening_socket, unreachab
 from shared.cluster import Cluster
 
 if TYPE_CHECKING:
+    import keras
     import tensorflow as tf
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class BatchShares:
     """This process's shares of one batch, one a device, and how many of their examples count.
 
     A device cannot compute with nothing: a share without examples holds one that is to weigh nothing, and its size
-    is 0. `num_examples` is the size of the whole batch.
+    is 0. `num_examples` is how many examples of the whole batch count.
     """
 
     parts: tuple[dict[str, np.ndarray], ...]
@@ -135,6 +136,15 @@ def mean_over_batch(total: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(total * tf.cast(share > 0, tf.float32), share * tf.maximum(whole, 1.0))
 
 
+def synchronise_norms(model: keras.Model) -> None:
+    """Let batch normalisation in training go by the statistics of the whole batch, not of one device's share."""
+    import keras
+
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = True
+
+
 # Processes.
 
 
@@ -182,7 +192,7 @@ class Workers:
         value, arrays = make() if self.is_first else (None, {})
         if self._channel is None:
             return value, dict(arrays)  # type: ignore[return-value]
-        return self._channel.from_first(value, arrays)  # type: ignore[return-value]
+        return self._channel.from_first(value, arrays)
 
     @contextlib.contextmanager
     def together(self, hint: Callable[[], str] | None = None, *, wait: bool = False) -> Iterator[None]:
@@ -297,9 +307,12 @@ def _said_by_first(strategy: tf.distribute.Strategy, values: Sequence[int], inde
     def own() -> tf.Tensor:
         return tf.constant(values if index == 0 else [0] * len(values), tf.int64)
 
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+    def total() -> tf.Tensor:
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(own), axis=None)
+
     devices = len(strategy.extended.worker_devices)
-    total = strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(own), axis=None)
-    return [int(value) // devices for value in total.numpy()]
+    return [int(value) // devices for value in total().numpy()]
 
 
 @contextlib.contextmanager

@@ -181,7 +181,7 @@ def _join_workers(config: RuntimeConfig) -> tuple[tf.distribute.Strategy | None,
         return None, Workers()
     global _joined
     if _joined is not None:
-        strategy, workers = _joined
+        workers = _joined[1]
         if workers.cluster != cluster:
             raise ValueError(f"This process is {workers.cluster} already. Start another process to be {cluster}.")
         return _joined
