@@ -8,6 +8,7 @@ unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import queue
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_BEATS = 2.0
 # How long a worker tries to reach worker 0, and worker 0 waits for the others; they have met in TensorFlow by then.
-_SECONDS_TO_CONNECT = 60.0
+_SECONDS_TO_CONNECT, _SECONDS_TO_GREET = 60.0, 5.0
 _HEADER = struct.Struct(">cQ")
 _HELLO, _BEAT, _VALUE, _FAILURE, _BYE = b"H", b"B", b"V", b"F", b"Q"
 # More than any state; a length above it is noise, not a message.
@@ -72,12 +73,11 @@ class Channel:
         try:
             while len(self._links) < self.count - 1:
                 link = _Link(listener.accept()[0])
-                kind, payload = link.receive(_SECONDS_TO_CONNECT)
-                hello = json.loads(payload) if kind == _HELLO and len(payload) < 1024 else {}
-                if hello.get("token") != token or hello.get("index") in self._links:
+                index = link.greeting(token)
+                if index is None or index in self._links or not 0 < index < self.count:
                     link.close()
-                    continue
-                self._links[int(hello["index"])] = link
+                else:
+                    self._links[index] = link
         except TimeoutError as error:
             missing = sorted(set(range(1, self.count)) - set(self._links))
             raise WorkerLostError(f"Worker {missing[0]} did not connect to worker 0.") from error
@@ -171,6 +171,11 @@ class Channel:
         while self._failure is None and len(self._left) < len(self._links):
             time.sleep(0.02)
 
+    def close(self) -> None:
+        """Close the connections."""
+        for link in self._links.values():
+            link.close()
+
     def _tell(self, failure: str, *, except_for: int | None = None) -> None:
         for index in self._links:
             if index != except_for:
@@ -241,7 +246,16 @@ class _Link:
         with self._lock:
             self._connection.sendall(_HEADER.pack(kind, len(payload)) + payload)
 
-    def receive(self, timeout: float) -> tuple[bytes, bytes]:
+    def greeting(self, token: str) -> int | None:
+        """The number of a worker that says who it is and knows `token`; None for any other caller."""
+        try:
+            kind, payload = self.receive(_SECONDS_TO_GREET, longest=1024)
+            hello = json.loads(payload)
+            return int(hello["index"]) if kind == _HELLO and hello["token"] == token else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def receive(self, timeout: float, *, longest: int = _LONGEST) -> tuple[bytes, bytes]:
         """The next message.
 
         Raises:
@@ -250,7 +264,7 @@ class _Link:
         """
         self._connection.settimeout(timeout)
         kind, length = _HEADER.unpack(self._bytes(_HEADER.size))
-        if length > _LONGEST:
+        if length > longest:
             raise ConnectionError("not a message")
         return kind, self._bytes(length)
 
@@ -265,6 +279,8 @@ class _Link:
         return b"".join(parts)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # wakes whoever listens at it
         self._connection.close()
 
 
@@ -277,7 +293,7 @@ def _packed(number: int, value: Any, arrays: Mapping[str, np.ndarray]) -> bytes:
 def _saved(arrays: Mapping[str, np.ndarray]) -> bytes:
     from safetensors.numpy import save
 
-    data: bytes = save(dict(arrays))
+    data: bytes = save({name: np.array(array, order="C") for name, array in arrays.items()})
     return data
 
 

@@ -335,28 +335,29 @@ def test_early_stopping_and_best_weights_survive_a_resume(tmp_path, monkeypatch)
         assert_equal_weights(weights(resumed), seen[1])
 
 
-def test_bad_examples_are_the_same_after_a_resume(tmp_path, monkeypatch):
+def with_bad_examples() -> TrainingTask:
+    """Three of 24 examples cannot be read."""
+
     def encode(value: int, target: int) -> Arrays:
         if value in {2, 9, 17}:
             raise BadExampleError("empty", f"line {value}")
         return {"x": np.full(3, value / 24, np.float32), "y": np.float32([value % 2])}
 
-    def task() -> TrainingTask:
-        loading = Loading(batch_size=4, shuffle=True, max_bad_share=0.5)
-        return replace(toy(), batches=InputPipeline((range(24), range(24)), Stages(encode=encode), loading))
+    task, loading = toy(), Loading(batch_size=4, shuffle=True, max_bad_share=0.5)
+    batches = InputPipeline((range(24), range(24)), Stages(encode=encode), loading)
+    loss = lambda batch: tf.reduce_mean(tf.square(task.model(batch["x"]) - batch["y"]))  # noqa: E731
+    return replace(task, batches=batches, loss=loss)
 
-    def with_loss(task: TrainingTask) -> TrainingTask:
-        model = task.model
-        return replace(task, loss=lambda batch: tf.reduce_mean(tf.square(model(batch["x"]) - batch["y"])))
 
-    expected = with_loss(task())
+def test_bad_examples_are_the_same_after_a_resume(tmp_path, monkeypatch):
+    expected = with_bad_examples()
     history = fit(expected, PLAIN)
     assert history.bad_records == ("line 2: empty", "line 9: empty", "line 17: empty")
     with monkeypatch.context() as patch:
         signal_after(patch, 2)
         with pytest.raises(TrainingInterrupted):
-            fit(with_loss(task()), PLAIN, checkpoint=tmp_path)
-    resumed = with_loss(task())
+            fit(with_bad_examples(), PLAIN, checkpoint=tmp_path)
+    resumed = with_bad_examples()
     assert fit(resumed, PLAIN, checkpoint=tmp_path, resume=True).bad_records == history.bad_records
     assert_equal_weights(weights(resumed), weights(expected))
 
