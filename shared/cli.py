@@ -163,9 +163,8 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
     share = training.max_bad_share
     train = _read(command, options, options.train, "train", share)
     validation = None if options.validation is None else _read(command, options, options.validation, "test", share)
-    runtime.apply()
-    pipeline = _new_pipeline(command, options)
     checkpoint = output.with_name(output.name + ".checkpoint")
+    pipeline = apply_for_training(runtime, lambda: _new_pipeline(command, options), train, training, checkpoint)
     history = pipeline.fit(
         train,
         validation,
@@ -183,6 +182,19 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
     print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
     if validation is not None and command.baseline is not None:
         print(f"baseline    {_baseline(command, train, validation, pipeline.config)}")
+
+
+def apply_for_training(
+    runtime: RuntimeConfig, build: Callable[[], Any], train: Any, training: TrainingConfig, checkpoint: Path
+) -> Any:
+    """What `build` makes, under `runtime`; what is `auto` there is picked by a measurement, and printed."""
+    if "auto" in (runtime.precision, runtime.xla):
+        from shared.measuring import choose_runtime
+
+        print(choose_runtime(build, train, training=training, config=runtime, checkpoint=checkpoint))
+    else:
+        runtime.apply()
+    return build()
 
 
 def _baseline(command: TaskCommand, train: Any, validation: Any, config: Config) -> str:

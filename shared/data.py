@@ -184,6 +184,13 @@ class InputPipeline:
         self._require_repeatable()
         return prefetch(self._batches(epoch, start_batch), self.loading.prefetch)
 
+    def drawn(self, portion: Portion, epoch: int = 0, start_batch: int = 0) -> Iterator[Arrays | BatchShares]:
+        """What a training step takes: whole batches where one device takes all of them, else shares of them."""
+        if portion.num_shares == 1:
+            yield from self.epoch(epoch, start_batch)
+        else:
+            yield from self.shares(portion, epoch, start_batch)
+
     def shares(self, portion: Portion, epoch: int = 0, start_batch: int = 0) -> Iterator[BatchShares]:
         """The same batches for several devices: of each, the shares that this process prepares.
 

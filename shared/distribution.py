@@ -81,6 +81,16 @@ class BatchShares:
     num_examples: int
 
 
+def parts_of(batch: dict[str, np.ndarray] | BatchShares) -> tuple[dict[str, np.ndarray], ...]:
+    """A whole batch, or this process's shares of one."""
+    return batch.parts if isinstance(batch, BatchShares) else (batch,)
+
+
+def num_examples(batch: dict[str, np.ndarray] | BatchShares) -> int:
+    """Examples of the whole batch."""
+    return batch.num_examples if isinstance(batch, BatchShares) else len(next(iter(batch.values())))
+
+
 # Sums over the devices of a step, inside the compiled step.
 
 _here = threading.local()
