@@ -343,7 +343,7 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
         )
     train.add_argument("--output", required=True, metavar="DIR", help="where the pipeline is saved")
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
-    shown = None if show_all else command.common
+    shown = None if show_all else (*command.common, "workers")
     for config_class in (command.config_class(), TrainingConfig):
         add_flags(train, config_class, shown=shown)
     evaluate = add_verb("evaluate", "score a saved pipeline on examples")

@@ -183,6 +183,17 @@ class Workers:
         """Whether this process writes files, shows progress and scores."""
         return self.index == 0
 
+    def require_alone(self, what: str) -> None:
+        """Refuse what several workers cannot share.
+
+        Raises:
+            ValueError: where there are several.
+        """
+        if self.count > 1:
+            raise ValueError(
+                f"{what} has nothing that {self.count} workers could share. Run it by one process: workers=off."
+            )
+
     def exchange(self, value: Any = None) -> list[Any]:
         """The plain values (JSON) that all workers give, by worker; all wait until all have given theirs.
 

@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 from shared.checkpoint import CheckpointDirectory
+from shared.cluster import Cluster
 from shared.distribution import (
     LOST_CODE,
     Portion,
@@ -146,6 +147,12 @@ def test_alone_every_answer_is_ones_own():
     assert (value, arrays["x"].tolist()) == (1, [1.0, 1.0])
     with workers.together(wait=True):
         pass
+
+
+def test_what_cannot_be_shared_is_refused():
+    Workers().require_alone("It")
+    with pytest.raises(ValueError, match=r"It has nothing that 2 workers could share.*workers=off"):
+        Workers(Cluster(("a:1", "b:1"), 0)).require_alone("It")
 
 
 def test_on_one_device_a_mean_is_a_mean():
