@@ -16,6 +16,7 @@ from typing import Any
 LAUNCHED = "TRIPTYCH_LAUNCHED"
 # The first worker that fails says why; the others stop by themselves, within the time in which they notice.
 _SECONDS_TO_END = 60.0
+_SECONDS_TO_SHOW = 5.0
 
 
 def local_workers(workers: str) -> int | None:
@@ -46,8 +47,12 @@ def run_local_workers(count: int, command: Sequence[str]) -> int:
         # A session of its own: Ctrl-C reaches the workers once, through us, and not from the terminal as well.
         environment = os.environ | {LAUNCHED: "1"}
         children.append(subprocess.Popen(arguments, start_new_session=True, env=environment, **quiet))
-    for index, child in enumerate(children[1:], start=1):
-        threading.Thread(target=_show, args=(index, child.stderr), daemon=True).start()
+    showing = [
+        threading.Thread(target=_show, args=(index, child.stderr), daemon=True)
+        for index, child in enumerate(children[1:], start=1)
+    ]
+    for thread in showing:
+        thread.start()
 
     def hand_on(number: int, _: object) -> None:
         for child in children:
@@ -62,6 +67,8 @@ def run_local_workers(count: int, command: Sequence[str]) -> int:
             signal.signal(number, handler)
         for child in children:
             child.kill()
+        for thread in showing:
+            thread.join(_SECONDS_TO_SHOW)
     code = next((code for code in codes if code), 0)
     return code if code >= 0 else 128 - code  # as shells say that a signal ended a process
 
@@ -75,8 +82,9 @@ def _ended(child: subprocess.Popen[bytes]) -> int:
 
 
 def _show(index: int, stream: Any) -> None:
-    for line in stream:
-        print(f"[worker {index}] {line.decode(errors='replace').rstrip()}", file=sys.stderr, flush=True)
+    with stream:
+        for line in stream:
+            print(f"[worker {index}] {line.decode(errors='replace').rstrip()}", file=sys.stderr, flush=True)
 
 
 def _without_workers(command: Sequence[str]) -> list[str]:
