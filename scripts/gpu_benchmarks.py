@@ -65,7 +65,8 @@ def gpu(repeats: int, *, sizes: Sizes | None = None, precision: str | None = Non
         return {"card": None, "note": "TensorFlow sees no GPU here: nothing was measured, nothing is claimed."}
     details = tf.config.experimental.get_device_details(gpus[0]) if gpus else {}
     precision = precision or mixed_precision(details.get("compute_capability", (0, 0)))
-    RuntimeConfig(precision=precision).apply()  # type: ignore[arg-type]
+    # One card: several are a matter of docs/distribution.md.
+    RuntimeConfig(precision=precision, devices="gpu:0" if gpus else "cpu").apply()  # type: ignore[arg-type]
     sizes = sizes or Sizes()
     card = details.get("device_name", "no GPU")
     build = tf.sysconfig.get_build_info()

@@ -18,11 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.distribution import num_examples, parts_of
 from shared.runtime import current_runtime
 
 if TYPE_CHECKING:
     from shared.data import Arrays
+    from shared.distribution import BatchShares
     from shared.training import TrainingTask, TrainStep
+
+    # Batches of one step.
+    Group = list[Arrays | BatchShares]
 
 # Steps before the trace, which are not typical, and steps in it.
 _BEFORE_TRACE = 3
@@ -149,7 +154,7 @@ class Profiler:
         self._phases[name] = self._phases.get(name, 0.0) + now - self._turned
         self._turned = now
 
-    def timed(self, groups: Iterator[Sequence[Arrays]]) -> Generator[Sequence[Arrays], None, None]:
+    def timed(self, groups: Iterator[Group]) -> Generator[Group, None, None]:
         """The groups as they come; the wait for each is input."""
         if self.directory is None:
             yield from groups
@@ -163,27 +168,29 @@ class Profiler:
             self._inputs.append(time.perf_counter() - before)
             yield group
 
-    def run(self, step: TrainStep, group: Sequence[Arrays]) -> None:
+    def run(self, step: TrainStep, group: Group) -> None:
         """Take one training step."""
         if self.directory is None:
             step(group)
             return
         self._trace_if_due()
-        shapes = [{key: (array.shape, array.dtype) for key, array in batch.items()} for batch in group]
+        # Of several devices the shapes of the first one's share are kept.
+        parts = [parts_of(batch)[0] for batch in group]
+        shapes = [{key: (array.shape, array.dtype) for key, array in part.items()} for part in parts]
         one_graph = step.task.varying_shapes and not current_runtime().xla
         compiles = not step.is_traced or not (one_graph or all(known in self._shapes for known in shapes))
         before = time.perf_counter()
         with self.phase("compilation" if compiles else "compute"):
             step(group)
             step.loss_sum.numpy()  # waits for the device
-        num_examples = sum(len(next(iter(batch.values()))) for batch in group)
+        count = sum(map(num_examples, group))
         if compiles:
             self._inputs.pop()
         else:
             self._computes.append(time.perf_counter() - before)
-            self._timed_examples += num_examples
+            self._timed_examples += count
         self._num_steps += 1
-        self._num_examples += num_examples
+        self._num_examples += count
         self._shapes += shapes
 
     def _trace_if_due(self) -> None:
@@ -263,14 +270,8 @@ def _middle_flops(task: TrainingTask, shapes: Sequence[dict[str, Any]]) -> int |
         return None
     order = sorted(shapes, key=lambda batch: sum(int(np.prod(shape)) for shape, _ in batch.values()))
     middle = order[len(order) // 2]
-    runtime = current_runtime()
-    if runtime.num_replicas > 1:
-        # Each device has its share; the graph of one is counted.
-        middle = {
-            key: ((shape[0] // runtime.num_replicas, *shape[1:]), dtype) for key, (shape, dtype) in middle.items()
-        }
     one = forward_flops(task.loss, {key: tf.TensorSpec(shape, dtype) for key, (shape, dtype) in middle.items()})
-    return None if one is None else runtime.num_replicas * one
+    return None if one is None else current_runtime().num_replicas * one
 
 
 def _peak_memory() -> float:
