@@ -229,7 +229,9 @@ def _sides(task: TrainingTask, training: TrainingConfig, steps: int) -> dict[str
     from shared.training import TrainStep
 
     factors = task.rate_factors
-    optimizer = build_optimizer(training, task.model.trainable_variables, 1e-4, rate_factors=factors)
+    optimizer = build_optimizer(
+        training, task.model.trainable_variables, 1e-4, rate_factors=factors, row_wise=task.row_wise
+    )
     step = TrainStep(task, optimizer, training)
     batches = itertools.chain.from_iterable(task.batches.epoch(number) for number in itertools.count())
     first = next(batches)

@@ -65,7 +65,8 @@ def test_networks_are_timed_on_both_kinds_of_input(gpu_benchmarks, monkeypatch, 
     assert list(result["rates"]) == [f"{name}, {side}" for name in few for side in ("synthetic", "pipeline")]
     assert all(len(rate["all"]) == 2 and min(rate["all"]) > 0 for rate in result["rates"].values())
     assert set(result["ratios"]) == {f"{name}, pipeline / synthetic" for name in few}
-    assert set(result["figures"]) == {f"{name}, TFLOP/s" for name in few}  # no card, no peak
+    # No card, no peak; and how many positions SASRec's loss takes is left to the data.
+    assert set(result["figures"]) == {"DLRM, TFLOP/s"}
 
 
 def test_a_task_that_does_not_train_is_named_and_the_rest_goes_on(gpu_benchmarks, monkeypatch, tiny, capsys):
