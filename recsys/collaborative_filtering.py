@@ -21,6 +21,7 @@ from recsys.audience import Audience, Signals
 from recsys.fitted import Fitted, fingerprint_of
 from recsys.ids import IdIndex, numbered
 from recsys.interactions import Interactions, as_interactions, pair_matrix
+from recsys.models.ials import Solver
 from recsys.models.item_knn import Weighting
 from recsys.models.scorers import ItemScorer, PopularityScorer, Scorer
 from recsys.recipes import SOLVED, factor_scorer, popularity_of, scorer_from_arrays, solved, trainer
@@ -61,6 +62,9 @@ class CollaborativeFilterConfig(Config):
     unobserved_weight: float = option(0.1, "weight of what was not chosen (ials)", minimum=0.0)
     frequency_exponent: float = option(
         1.0, "how regularisation grows with a user's or item's frequency (ials)", minimum=0.0, maximum=1.0
+    )
+    ials_solver: Solver = option(
+        "conjugate_gradient", "how each side is solved; exact takes several times as long (ials)"
     )
     bpr_l2: float = option(0.001, "regularisation (bpr)", minimum=0.0)
     mf_l2: float = option(2.0, "regularisation of factors (biased_mf)", minimum=1e-6)
