@@ -152,8 +152,9 @@ class Fitted:
             data = data.take(data.ratings >= self.signals.min_rating)
         entries, places = numbered(data.users)
         known, items = self.audience.users.numbers(entries), self.items.numbers(data.items)
-        again = (items >= 0) & (known[places] >= 0)
-        again &= np.isin(known[places] * len(self.items) + items, self._keys())
+        seen = rows_or_empty(self.audience.histories, known)
+        owners = np.repeat(np.arange(len(known)), np.diff(seen.indptr))
+        again = (items >= 0) & np.isin(places * len(self.items) + items, owners * len(self.items) + seen.indices)
         if again.all():
             raise ValueError(
                 "There is nothing to be found: all of these interactions were seen before, or are rated below "
@@ -170,11 +171,6 @@ class Fitted:
             "seen_before": int(np.count_nonzero(again)),
         }
         return held, known[kept], details
-
-    def _keys(self) -> np.ndarray:
-        histories = self.audience.histories
-        owners = np.repeat(np.arange(histories.shape[0]), np.diff(histories.indptr))
-        return np.asarray(owners * len(self.items) + histories.indices)
 
     # Files.
 

@@ -118,3 +118,21 @@ def test_a_tuple_of_columns_will_do() -> None:
     assert list(as_interactions((["a"], [1]))) == [("a", 1)]
     with pytest.raises(TypeError, match=r"`train` must be Interactions.* received list"):
         as_interactions([("a", 1)], name="train")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [[], [5], [3, 1, 3, 2], [-2, 7, -2, 0], [10**15, 1, 10**15], [-(2**63), 2**63 - 1, 0], ["b", "a", "b"]],
+)
+def test_distinct_ids_are_numbered_in_their_order(column: list[Any]) -> None:
+    entries, numbers = numbered(id_column(column, "users"))
+    assert entries.tolist() == sorted(set(column))
+    assert entries[numbers].tolist() == column
+    assert numbers.dtype == np.int64
+
+
+def test_index_finds_integers_that_came_later_and_none_that_are_not_there() -> None:
+    index = IdIndex(id_column([10, 30, 5, 40, -7], "users"), "user")  # as `extended` leaves them
+    assert index.numbers([5, 40, 10, 41, -8, 6, -7]).tolist() == [2, 3, 0, -1, -1, -1, 4]
+    assert index.numbers(np.array([], np.int64)).tolist() == []
+    assert IdIndex(np.zeros(0, np.int64), "user").numbers([1]).tolist() == [-1]
