@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from recsys.collaborative_filtering import CollaborativeFilter, CollaborativeFilterConfig
     from recsys.data import read_interactions
     from recsys.interactions import Interactions
+    from recsys.item_index import ItemIndex
     from recsys.sequential import SequentialRecommender, SequentialRecommenderConfig
     from recsys.splitting import Holdout, Split
 
@@ -30,6 +31,7 @@ _HOMES = {
     "Explanation": "recsys.answers",
     "Holdout": "recsys.splitting",
     "Interactions": "recsys.interactions",
+    "ItemIndex": "recsys.item_index",
     "Recommendations": "recsys.answers",
     "Scores": "recsys.answers",
     "SequentialRecommender": "recsys.sequential",
@@ -45,6 +47,7 @@ __all__ = [
     "Explanation",
     "Holdout",
     "Interactions",
+    "ItemIndex",
     "Recommendations",
     "Scores",
     "SequentialRecommender",

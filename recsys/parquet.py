@@ -74,7 +74,8 @@ def _plain(column: Any, shared: dict[str, str]) -> tuple[np.ndarray, np.ndarray]
     if types.is_dictionary(column.type):
         entries = column.dictionary.to_numpy(zero_copy_only=False)
         if entries.dtype == object:
-            entries = np.array([shared.setdefault(entry, entry) for entry in entries.tolist()] or [None], object)
+            texts: list[str | None] = [shared.setdefault(entry, entry) for entry in entries.tolist()]
+            entries = np.array(texts or [None], object)
         places = column.indices.fill_null(0).to_numpy(zero_copy_only=False)
         values = entries[places]
         if entries.dtype == object:

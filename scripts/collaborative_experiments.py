@@ -6,13 +6,14 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import SEEDS, data_directory, peer_process
+from experiment import ROOT, SEEDS, data_directory, peer_process
 
 # HR@10 and NDCG@10 of PopRec as published: by SASRec (Kang and McAuley 2018) for games, else in S3-Rec's repository.
 _PUBLISHED = {"games": (0.472, 0.278), "beauty": (0.339, 0.180), "lastfm": (0.304, 0.169)}
@@ -127,9 +128,19 @@ _OURS: dict[str, dict[str, Any]] = {
         for weighting in ("cosine", "tfidf", "bm25")
     },
 }
-_IMPLICIT_ALS = {"alpha": _ALPHA, "regularization": _REGULARISATION, "factors": _FACTORS, "iterations": _EPOCHS}
-_LENSKIT_ALS = {"weight": _ALPHA - 1, "regularization": _REGULARISATION, "embedding_size": _FACTORS, "epochs": _EPOCHS}
-_LENSKIT_KNN = {"feedback": "implicit", "save_nbrs": _NEIGHBOURS, "max_nbrs": 10_000}
+_IMPLICIT_ALS: dict[str, Any] = {
+    "alpha": _ALPHA,
+    "regularization": _REGULARISATION,
+    "factors": _FACTORS,
+    "iterations": _EPOCHS,
+}
+_LENSKIT_ALS: dict[str, Any] = {
+    "weight": _ALPHA - 1,
+    "regularization": _REGULARISATION,
+    "embedding_size": _FACTORS,
+    "epochs": _EPOCHS,
+}
+_LENSKIT_KNN: dict[str, Any] = {"feedback": "implicit", "save_nbrs": _NEIGHBOURS, "max_nbrs": 10_000}
 
 
 def _peer_models() -> list[dict[str, Any]]:
@@ -139,18 +150,18 @@ def _peer_models() -> list[dict[str, Any]]:
         {"name": "ease|LensKit", "library": "lenskit", "model": "ease", "regularization": _EASE_L2},
         {"name": "item_knn, cosine|LensKit", "library": "lenskit", "model": "item_knn", **_LENSKIT_KNN},
     ]
-    bm25 = {"K1": 1.2, "B": 0.75}
-    for weighting, more in (("cosine", {}), ("tfidf", {}), ("bm25", bm25)):
-        fields = {"weighting": weighting, "K": _NEIGHBOURS + 1, **more}
+    for weighting in ("cosine", "tfidf", "bm25"):
+        fields: dict[str, Any] = {"weighting": weighting, "K": _NEIGHBOURS + 1}
+        fields |= {"K1": 1.2, "B": 0.75} if weighting == "bm25" else {}
         models.append({"name": f"item_knn, {weighting}|implicit", "library": "implicit", "model": "item_knn", **fields})
     for seed in SEEDS:
-        for name, library, fields in (
-            ("implicit", "implicit", {**_IMPLICIT_ALS, "use_cg": False}),
-            ("implicit, conjugate gradient", "implicit", {**_IMPLICIT_ALS, "use_cg": True}),
-            ("LensKit", "lenskit", _LENSKIT_ALS),
-        ):
-            seeded = {"name": f"ials|{name}|{seed}", "library": library, "model": "ials", "random_state": seed}
-            models.append({**seeded, **fields})
+        seeded: dict[str, Any] = {"model": "ials", "random_state": seed}
+        theirs: dict[str, Any] = {"library": "implicit", **seeded, **_IMPLICIT_ALS}
+        models += [
+            {"name": f"ials|implicit, exact|{seed}", **theirs, "use_cg": False},
+            {"name": f"ials|implicit, conjugate gradient|{seed}", **theirs, "use_cg": True},
+            {"name": f"ials|LensKit|{seed}", "library": "lenskit", **seeded, **_LENSKIT_ALS},
+        ]
     return models
 
 
@@ -235,3 +246,50 @@ def _answers_of_peers(job: dict[str, Any]) -> dict[str, np.ndarray]:
                 f"The peers' process failed; see the head of its file for what it needs.\n{errors[-2000:]}"
             )
         return dict(np.load(answers))
+
+
+_SIZES = (200_000, 2_000_000, 20_000_000)
+_SCALE_EPOCHS = 5
+_SCALED = {"ials": "iALS"}
+
+
+def recsys_scale() -> dict[str, Any]:
+    """Time and memory from a Parquet file to answers, at three sizes, each model and size in a process of its own."""
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for size in _SIZES:
+            file = str(Path(directory, f"{size}.parquet"))
+            _scale_job("make", str(size), file)
+            for model, name in _SCALED.items():
+                record = json.loads(_scale_job(model, file, "--epochs", str(_SCALE_EPOCHS)))
+                print(model, record, flush=True)
+                what = f"{name}, {size / 1e6:g} M interactions"
+                steps = {step: record[f"{step}, s"] for step in ("reading", "splitting", "training", "evaluation")}
+                figures |= {f"{step} in s, {what}": value for step, value in steps.items()}
+                figures |= {
+                    f"minutes in all, {what}": sum(steps.values()) / 60,
+                    f"peak memory in GiB, {what}": record["peak GiB after answers"],
+                    f"ndcg@10, {what}": record["ndcg@10"],
+                }
+    for name in _SCALED.values():
+        peaks = [value for key, value in figures.items() if key.startswith(f"peak memory in GiB, {name}")]
+        figures[f"highest peak memory of {name}, GiB"] = max(peaks)
+    return {
+        "title": "Growth with the number of interactions",
+        "data": "made interactions in Parquet files (scripts/recsys_scale.py): a hundredth as many users, half as many "
+        "items as users, popularity by a power law, users with tastes, times in random order; the last of each user "
+        "held out",
+        "settings": f"iALS with 64 factors, {_SCALE_EPOCHS} epochs; 2,000 users are evaluated",
+        "metric": "seconds of each step, and the highest resident memory of the process that did them all",
+        "target": "iALS on 20 M interactions, 200,000 users and 100,000 items within 12 GiB",
+        "figures": figures,
+    }
+
+
+def _scale_job(*arguments: str) -> str:
+    """What `recsys_scale.py` prints."""
+    command = [sys.executable, str(ROOT / "scripts" / "recsys_scale.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return done.stdout

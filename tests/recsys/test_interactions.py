@@ -63,6 +63,18 @@ def test_columns_must_fit_and_ratings_be_finite() -> None:
         Interactions(["a"], [1], timestamps=[1.5])
 
 
+def test_ratings_and_timestamps_of_other_kinds() -> None:
+    with pytest.raises(TypeError, match="`ratings` must be numbers"):
+        Interactions(["a"], [1], ["high"])
+    for name in ("ratings", "timestamps"):
+        with pytest.raises(ValueError, match=rf"`{name}` must be one-dimensional; received an array of shape \(1, 1\)"):
+            Interactions(["a"], [1], **{name: [[1]]})
+    days = np.array(["2020-01-02", "2020-01-01"], "datetime64[D]")
+    assert list(Interactions(["a", "b"], [1, 2], timestamps=days).in_time_order()) == [("b", 2), ("a", 1)]
+    with pytest.raises(ValueError, match="lack a time at row 1"):
+        Interactions(["a", "b"], [1, 2], timestamps=np.array(["2020-01-02", "NaT"], "datetime64[D]"))
+
+
 def test_columns_cannot_be_written_to_and_the_callers_array_still_can() -> None:
     ratings = np.array([1, 2], np.float32)
     data = Interactions(["a", "b"], [1, 2], ratings)
