@@ -12,10 +12,10 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from threadpoolctl import ThreadpoolController
 
 # Numbers in the gathered vectors of one batch: small enough for the cache of a core, large enough for BLAS.
 _BATCH, _DESCENT_BATCH = 1 << 19, 1 << 20
@@ -167,7 +167,10 @@ def _cores() -> int:
 
 
 @functools.cache
-def _blas() -> ThreadpoolController:
+def _blas() -> Any:
+    # Not at the top: it sets an environment variable when it is imported.
+    from threadpoolctl import ThreadpoolController
+
     return ThreadpoolController()
 
 
