@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from recsys.collaborative_filtering import CollaborativeFilter, CollaborativeFilterConfig
     from recsys.data import read_interactions
     from recsys.interactions import Interactions
+    from recsys.retrieval import TwoTowerRetriever, TwoTowerRetrieverConfig
     from recsys.sequential import SequentialRecommender, SequentialRecommenderConfig
     from recsys.splitting import Holdout, Split
 
@@ -36,6 +37,8 @@ _HOMES = {
     "SequentialRecommenderConfig": "recsys.sequential",
     "SimilarItems": "recsys.answers",
     "Split": "recsys.splitting",
+    "TwoTowerRetriever": "recsys.retrieval",
+    "TwoTowerRetrieverConfig": "recsys.retrieval",
     "read_interactions": "recsys.data",
 }
 
@@ -51,6 +54,8 @@ __all__ = [
     "SequentialRecommenderConfig",
     "SimilarItems",
     "Split",
+    "TwoTowerRetriever",
+    "TwoTowerRetrieverConfig",
     "read_interactions",
 ]
 
