@@ -11,11 +11,9 @@ import json
 import logging
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import keras
@@ -29,6 +27,7 @@ from shared.optimizers import build_optimizer, build_schedule
 from shared.pipeline import FitOptions, History, Metrics, Pipeline, TrainingInterrupted
 from shared.progress import Progress, TrainingLog
 from shared.runtime import current_runtime
+from shared.signals import StopSignals
 from shared.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -273,7 +272,7 @@ class _Run:
             self._restore(state)
         self.progress = Progress(self.config.epochs)
         self.log = TrainingLog(self.options.log, self.records)
-        with _StopSignals(enabled=self.checkpoint is not None) as self.signals, contextlib.closing(self.progress):
+        with StopSignals(enabled=self.checkpoint is not None) as self.signals, contextlib.closing(self.progress):
             while self.epoch < self.config.epochs and not self.stopped_early:
                 self._run_epoch()
         return self._finish()
@@ -481,33 +480,6 @@ class _Run:
 
     def _elapsed(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
-
-
-class _StopSignals:
-    """Takes note of SIGTERM and SIGINT while training runs; a second one ends the process as usual."""
-
-    def __init__(self, *, enabled: bool) -> None:
-        # Python delivers signals to the main thread only.
-        self._enabled = enabled and threading.current_thread() is threading.main_thread()
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignals:
-        if self._enabled:
-            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._put_back()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._put_back()
-
-    def _put_back(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
 
 
 def _groups(batches: Iterator[Arrays], size: int) -> Generator[list[Arrays], None, None]:
