@@ -408,8 +408,8 @@ class TwoTowerRetriever(Pipeline):
         if self._towers is not None:
             from safetensors.numpy import save_file
 
-            weights = {weight.path: np.ascontiguousarray(weight.numpy()) for weight in self._towers.weights}
-            save_file(weights, directory / _TOWERS)
+            weights = self._towers.named_weights()
+            save_file({name: np.ascontiguousarray(w.numpy()) for name, w in weights.items()}, directory / _TOWERS)
 
     @classmethod
     def _from_directory(cls, directory: Path, config: TwoTowerRetrieverConfig, manifest: Mapping[str, Any]) -> Self:
@@ -423,8 +423,8 @@ class TwoTowerRetriever(Pipeline):
 
             arrays = load_file(directory / _TOWERS)
             retriever._towers = tower_network(config, dict.fromkeys(SIDES, 0), retriever._encoders)
-            for weight in retriever._towers.weights:
-                weight.assign(arrays[weight.path])
+            for name, weight in retriever._towers.named_weights().items():
+                weight.assign(arrays[name])
         retriever._fitted = Fitted.read(directory, signals, retriever._scorer_from)
         return retriever
 

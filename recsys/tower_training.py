@@ -154,8 +154,10 @@ class TowerRun:
     def without_ids(self) -> TwoTowers:
         """A copy of the network that knows no id: what describes newcomers by their features."""
         bare = tower_network(self.config, dict.fromkeys(SIDES, 0), self.encoders)
-        for old, new in zip(self.network.weights, bare.weights, strict=True):
-            new.assign(np.asarray(old)[-1:] if new.path.endswith("tower/table") else np.asarray(old))
+        trained = self.network.named_weights()
+        for name, weight in bare.named_weights().items():
+            values = np.asarray(trained[name])
+            weight.assign(values[-1:] if weight is bare.users.table or weight is bare.items.table else values)
         return bare
 
 

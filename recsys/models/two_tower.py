@@ -70,7 +70,8 @@ class Tower(keras.layers.Layer):
             for number, width in enumerate(hidden_dims)
         ]
         self.out = keras.layers.Dense(dim, name="out") if hidden_dims else None
-        self._read = tf.function(self._float32, autograph=False, reduce_retracing=True)
+        signature = [tf.TensorSpec((None,), tf.int32), feature_specs(layout)]
+        self._read = tf.function(self._float32, input_signature=signature, autograph=False)
 
     def call(self, rows: tf.Tensor, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Vectors, in the precision of the layer, or float32 where they are normalised."""
@@ -103,6 +104,15 @@ class Tower(keras.layers.Layer):
         return tables
 
 
+def feature_specs(layout: FeatureLayout | None) -> dict[str, tf.TensorSpec]:
+    """What `FeatureEncoder.encode` gives, for any number of rows."""
+    if layout is None:
+        return {}
+    widths = {"categories": layout.num_categories, "lists": sum(layout.list_widths), "numbers": layout.num_numbers}
+    types = {"categories": tf.int32, "lists": tf.int32, "numbers": tf.float32}
+    return {name: tf.TensorSpec((None, width), types[name]) for name, width in widths.items() if width}
+
+
 def _initial(dim: int) -> keras.initializers.Initializer:
     """Vectors of length about 0.3: scores begin near 0."""
     return keras.initializers.RandomNormal(stddev=0.3 / dim**0.5)
@@ -132,16 +142,18 @@ class TwoTowers(keras.Model):
         users = self.users(batch["user_rows"], features_of("user", batch))
         return users, self.items(batch["item_rows"], features_of("item", batch))
 
+    def named_weights(self) -> dict[str, keras.Variable]:
+        """Weights by names that are the same for towers of any number of ids."""
+        sides = {"user": self.users, "item": self.items}
+        return {f"{side}/{n:02d}": weight for side, tower in sides.items() for n, weight in enumerate(tower.weights)}
+
     def smallest_batch(self) -> Arrays:
         """One row of each side, to make the weights with."""
         batch: Arrays = {}
         for side, tower in (("user", self.users), ("item", self.items)):
             batch[f"{side}_rows"] = np.zeros(1, np.int32)
-            layout = None if tower.features is None else tower.features.layout
-            if layout is not None:
-                batch[f"{side}/categories"] = np.zeros((1, layout.num_categories), np.int32)
-                batch[f"{side}/lists"] = np.zeros((1, sum(layout.list_widths)), np.int32)
-                batch[f"{side}/numbers"] = np.zeros((1, layout.num_numbers), np.float32)
+            for name, spec in feature_specs(None if tower.features is None else tower.features.layout).items():
+                batch[f"{side}/{name}"] = np.zeros((1, spec.shape[1]), spec.dtype.as_numpy_dtype)
         return batch
 
 
