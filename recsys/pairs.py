@@ -111,9 +111,7 @@ class PairBatches(InputPipeline):
         """What one replica trains on."""
         sampling, num_items = self.sampling, self.item_side.count
         drawn = rng.integers(0, num_items, sampling.uniform_negatives, np.int32)
-        columns, places, counts = np.unique(
-            np.concatenate([items, drawn]), return_inverse=True, return_counts=True
-        )
+        columns, places, counts = np.unique(np.concatenate([items, drawn]), return_inverse=True, return_counts=True)
         log_counts = np.log(counts, dtype=np.float32)
         shifts = log_counts
         if sampling.log_q:

@@ -342,9 +342,7 @@ class TwoTowerRetriever(Pipeline):
         """
         self._features = _given(user_features, item_features)
         try:
-            return super().fit(
-                train, validation, training=training, checkpoint=checkpoint, resume=resume, log=log
-            )
+            return super().fit(train, validation, training=training, checkpoint=checkpoint, resume=resume, log=log)
         finally:
             self._features = {}
 
@@ -464,7 +462,9 @@ def _given(user_features: Any, item_features: Any) -> dict[str, Features]:
     Raises:
         TypeError: for what is no table, or one without ids.
     """
-    given = {side: table for side, table in zip(SIDES, (user_features, item_features), strict=True) if table is not None}
+    given = {
+        side: table for side, table in zip(SIDES, (user_features, item_features), strict=True) if table is not None
+    }
     for side, table in given.items():
         if not isinstance(table, Features) or table.ids is None:
             raise TypeError(

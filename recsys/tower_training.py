@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
@@ -52,9 +52,7 @@ class TowerRun:
     network: TwoTowers = field(repr=False)
 
     @classmethod
-    def start(
-        cls, config: TwoTowerRetrieverConfig, data: Interactions, features: Mapping[str, Features]
-    ) -> TowerRun:
+    def start(cls, config: TwoTowerRetrieverConfig, data: Interactions, features: Mapping[str, Features]) -> TowerRun:
         """An untrained network for `data`.
 
         Raises:
@@ -71,10 +69,10 @@ class TowerRun:
             if side in features:
                 encoders[side], arrays, described[side] = _encoded(features[side], index, config.min_count)
             sides[side] = Side(len(index), arrays)
-        network = tower_network(config, {side: len(index) for side, index in zip(SIDES, (users, items), strict=True)}, encoders)
-        return cls(
-            config, signals, users, items, histories, signals(histories), sides, encoders, described, network
+        network = tower_network(
+            config, {side: len(index) for side, index in zip(SIDES, (users, items), strict=True)}, encoders
         )
+        return cls(config, signals, users, items, histories, signals(histories), sides, encoders, described, network)
 
     @property
     def data_hash(self) -> str:

@@ -37,6 +37,8 @@ _PIPELINES = {
     "object_detection": "vision.detection:ObjectDetector",
     "retrieval": "recsys.retrieval:TwoTowerRetriever",
     "sequential_recommendation": "recsys.sequential:SequentialRecommender",
+    "tfrs_ranking": "recsys.tfrs:TFRSRanker",
+    "tfrs_retrieval": "recsys.tfrs:TFRSRetriever",
     "text_classification": "nlp.classification:TextClassifier",
     "translation": "nlp.translation:Translator",
 }

@@ -62,7 +62,9 @@ class Tower(keras.layers.Layer):
         self.features: FeatureEmbedding | None = None
         if layout is not None:
             self.features = FeatureEmbedding(layout, dim, name="features")
-            self.projection = keras.layers.Dense(dim, use_bias=False, kernel_initializer=_initial(dim), name="features_out")
+            self.projection = keras.layers.Dense(
+                dim, use_bias=False, kernel_initializer=_initial(dim), name="features_out"
+            )
             self.features.build()
             self.projection.build((None, self.features.flat_width))
         self.hidden = [
@@ -87,7 +89,7 @@ class Tower(keras.layers.Layer):
         return tf.cast(self(rows, features), tf.float32)
 
     def vectors(self, rows: np.ndarray, features: Arrays) -> np.ndarray:
-        """Vectors (B, D), float32, of rows of the table and as many of the encoded features, some thousands at a time."""
+        """Vectors (B, D), float32, of rows of the table and as many of the encoded features; in parts."""
         parts = [np.zeros((0, self.table.shape[1]), np.float32)]
         for start in range(0, len(rows), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
@@ -199,7 +201,9 @@ class TowerScorer(FactorScorer):
     factor: np.ndarray | None = None
 
     @classmethod
-    def of(cls, users: np.ndarray, items: np.ndarray, known: np.ndarray, temperature: float, normalize: bool) -> TowerScorer:
+    def of(
+        cls, users: np.ndarray, items: np.ndarray, known: np.ndarray, temperature: float, normalize: bool
+    ) -> TowerScorer:
         """The scorer of vectors of users and items; `known`, bool (U,), says which users are like later ones."""
         some = users[known] if known.any() else users
         mean = some.mean(axis=0, dtype=np.float64)
