@@ -429,15 +429,7 @@ class TwoTowerRetriever(Pipeline):
     def _scorer_from(self, arrays: Arrays) -> TowerScorer:
         from recsys.models.two_tower import TowerScorer
 
-        return TowerScorer.with_prior(
-            arrays["users"],
-            arrays["items"],
-            arrays["mean"],
-            arrays["factor"],
-            int(arrays["num_fixed"][0]),
-            self.config.temperature,
-            self.config.normalize,
-        )
+        return TowerScorer.from_arrays(arrays, self.config.temperature, self.config.normalize)
 
     def _export(self, path: Path, format: ExportFormat) -> ExportReport:
         if format != "saved_model":

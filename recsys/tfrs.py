@@ -162,7 +162,9 @@ class _TFRSPipeline(Pipeline):
             held = held.unique()
             assert held.ratings is not None
             pairs = fitted.audience.users.numbers(held.users), fitted.items.numbers(held.items)
-            return Metrics({**metrics, "rmse": rmse(self._ratings(fitted, *pairs), held.ratings)}, details=metrics.details)
+            return Metrics(
+                {**metrics, "rmse": rmse(self._ratings(fitted, *pairs), held.ratings)}, details=metrics.details
+            )
         return metrics
 
     @property
@@ -185,7 +187,9 @@ class _TFRSPipeline(Pipeline):
         held = None if validation is None else as_interactions(validation, name="validation")
         rows = as_interactions(train, name="train")
         if self._predicts_ratings and rows.ratings is None:
-            raise ValueError("This model learns from ratings, and `train` has none. Give them, or set `rating_weight` to 0.")
+            raise ValueError(
+                "This model learns from ratings, and `train` has none. Give them, or set `rating_weight` to 0."
+            )
         data = _Numbered.of(rows, getattr(self.config, "min_rating", -np.inf))
         fingerprint = fingerprint_of(data.users, data.items, data.histories)
         self.provenance["data"] = {"fingerprint": fingerprint, "num_examples": len(rows)}
@@ -288,13 +292,14 @@ class TFRSRetriever(_TFRSPipeline):
         numbers = fitted.audience.users.numbers(users)
         if (numbers < 0).any():
             raise ValueError(f"User {users[int(np.argmax(numbers < 0))]!r} was not in the training set.")
-        return np.asarray(fitted.audience.represented)[numbers]
+        vectors: np.ndarray = np.asarray(fitted.audience.represented)[numbers]
+        return vectors
 
     def factorized_top_k(self, data: Any, ks: tuple[int, ...] = (1, 5, 10, 50, 100)) -> dict[str, float]:
         """TFRS's FactorizedTopK on held-out pairs: the share whose item is among the best k of all, seen ones included.
 
-        Pairs with an unknown user or item are left out. The figures are lower than those of `evaluate`, which leaves out
-        what was seen.
+        Pairs with an unknown user or item are left out. The figures are lower than those of `evaluate`, which leaves
+        out what was seen.
         """
         fitted, held = self._parts("factorized_top_k"), as_interactions(data)
         users, items = fitted.audience.users.numbers(held.users), fitted.items.numbers(held.items)
@@ -323,7 +328,7 @@ class TFRSRetriever(_TFRSPipeline):
             mean = float(data.histories.data.mean())
         chances = np.maximum(counts, 1).astype(np.float32) / data.matrix.nnz
         model = RetrieverModel(len(data.users), len(data.items), self.config, chances, mean)
-        trainer = TfrsTrainer(model, columns, self.config.optimizer, training)
+        trainer = TfrsTrainer(model, columns, self.config.update_rule, training)
         chose = np.diff(data.matrix.indptr) > 0
 
         def fitted() -> Fitted:
@@ -360,8 +365,7 @@ class TFRSRetriever(_TFRSPipeline):
         signals = Signals(False, config.min_rating, False, bool(manifest["rated"]))
 
         def scorer(arrays: Arrays) -> TowerScorer:
-            vectors = (arrays[name] for name in ("users", "items", "mean", "factor"))
-            return TowerScorer.with_prior(*vectors, int(arrays["num_fixed"][0]), config.temperature, False)
+            return TowerScorer.from_arrays(arrays, config.temperature, False)
 
         retriever._fitted = Fitted.read(directory, signals, scorer)
         if config.rating_weight:
@@ -404,7 +408,7 @@ class TFRSRanker(_TFRSPipeline):
         ratings = data.histories.data.astype(np.float32)
         columns = data.pairs(data.histories) | {"rating": ratings}
         model = RankerModel(len(data.users), len(data.items), self.config, float(ratings.mean()))
-        trainer = TfrsTrainer(model, columns, self.config.optimizer, training)
+        trainer = TfrsTrainer(model, columns, self.config.update_rule, training)
 
         def fitted() -> Fitted:
             users, items = trainer.vectors("user"), trainer.vectors("item")

@@ -14,13 +14,15 @@ class TFRSRetrieverConfig(Config):
 
     dim: int = option(64, "numbers by which users and items are described", minimum=1)
     hidden_dims: tuple[int, ...] = option((), "widths of dense layers in each tower")
-    optimizer: Literal["adagrad", "adam"] = option("adagrad", "Keras 2's; rates of 0.05 to 0.5 suit adagrad")
+    update_rule: Literal["adagrad", "adam"] = option("adagrad", "Keras 2's; rates of 0.05 to 0.5 suit adagrad")
     temperature: float = option(1.0, "divides scores in training", minimum=1e-3)
     log_q: bool = option(False, "correct for how often an item comes into a batch")
     remove_accidental_hits: bool = option(True, "a user's own item is no negative where it is in the batch again")
     hard_negatives: int = option(0, "only so many negatives count, the best scored; 0: all", minimum=0)
     retrieval_weight: float = option(1.0, "weight of the retrieval loss, a sum over the batch", minimum=0.0)
-    rating_weight: float = option(0.0, "weight of the mean squared error of ratings; above 0 data needs them", minimum=0.0)
+    rating_weight: float = option(
+        0.0, "weight of the mean squared error of ratings; above 0 data needs them", minimum=0.0
+    )
     min_rating: float = option(0.0, "ratings below are no sign of liking")
     seed: int = option(0, "seed of the initial weights", minimum=0, maximum=2**31 - 1)
 
@@ -38,7 +40,7 @@ class TFRSRankerConfig(Config):
 
     dim: int = option(32, "numbers by which users and items are described", minimum=1)
     hidden_dims: tuple[int, ...] = option((64, 32), "widths of the dense layers")
-    optimizer: Literal["adagrad", "adam"] = option("adam", "Keras 2's")
+    update_rule: Literal["adagrad", "adam"] = option("adam", "Keras 2's")
     seed: int = option(0, "seed of the initial weights", minimum=0, maximum=2**31 - 1)
 
     def __post_init__(self) -> None:

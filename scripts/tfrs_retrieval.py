@@ -24,7 +24,7 @@ COMMAND = RecommenderCommand(
     pipeline="recsys.tfrs:TFRSRetriever",
     config="recsys.tfrs_config:TFRSRetrieverConfig",
     common=(
-        *("dim", "hidden_dims", "optimizer", "temperature", "log_q", "hard_negatives", "rating_weight", "min_rating"),
+        *("dim", "hidden_dims", "update_rule", "temperature", "log_q", "hard_negatives", "rating_weight", "min_rating"),
         *("epochs", "batch_size", "learning_rate", "clip_norm", "patience"),
     ),
     holds_out_validation=True,

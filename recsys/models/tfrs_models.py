@@ -36,7 +36,7 @@ def _rating_layers(hidden_dims: tuple[int, ...], seed: int) -> Any:
     return tf_keras.Sequential([*layers, _dense(1, seed + 9)])
 
 
-class RetrieverModel(tfrs.Model):  # type: ignore[misc]
+class RetrieverModel(tfrs.Model):
     """Two towers with the retrieval task, the ranking task, or both by their weights.
 
     Args:
@@ -86,7 +86,7 @@ class RetrieverModel(tfrs.Model):  # type: ignore[misc]
         return loss
 
 
-class RankerModel(tfrs.Model):  # type: ignore[misc]
+class RankerModel(tfrs.Model):
     """Embeddings and dense layers with the ranking task."""
 
     def __init__(self, num_users: int, num_items: int, config: TFRSRankerConfig, mean_rating: float) -> None:
@@ -126,8 +126,9 @@ class TfrsTrainer:
 
     @arrays.setter
     def arrays(self, values: Arrays) -> None:
+        """Put them back; a state has vectors of one number where there were single numbers."""
         for name, variable in zip(sorted(values), self._variables(), strict=True):
-            variable.assign(values[name])
+            variable.assign(np.reshape(values[name], variable.shape))
 
     def _variables(self) -> list[Any]:
         optimizer = self.model.optimizer.variables

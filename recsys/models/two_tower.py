@@ -233,6 +233,12 @@ class TowerScorer(FactorScorer):
 
         return cls(users, items, fold, num_fixed=num_fixed, mean=mean, factor=factor)
 
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, temperature: float, normalize: bool) -> TowerScorer:
+        """The scorer whose `arrays` these are."""
+        users, items, mean, factor = (arrays[name] for name in ("users", "items", "mean", "factor"))
+        return cls.with_prior(users, items, mean, factor, int(arrays["num_fixed"][0]), temperature, normalize)
+
     def arrays(self) -> Arrays:
         """Vectors, and what those of later users are found by."""
         assert self.mean is not None
