@@ -18,13 +18,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recsys.answers import Explanation, Recommendations, Scores, SimilarItems
+    from recsys.answers import Explanation, Recommendations, RowScore, Scores, SimilarItems
     from recsys.collaborative_filtering import CollaborativeFilter, CollaborativeFilterConfig
     from recsys.data import read_interactions
     from recsys.feature_encoder import FeatureEncoder
     from recsys.feature_tables import read_criteo, read_features
     from recsys.features import Features
     from recsys.interactions import Interactions
+    from recsys.ranking import Ranker, RankerConfig
     from recsys.retrieval import TwoTowerRetriever, TwoTowerRetrieverConfig
     from recsys.sequential import SequentialRecommender, SequentialRecommenderConfig
     from recsys.splitting import Holdout, Split
@@ -37,7 +38,10 @@ _HOMES = {
     "Features": "recsys.features",
     "Holdout": "recsys.splitting",
     "Interactions": "recsys.interactions",
+    "Ranker": "recsys.ranking",
+    "RankerConfig": "recsys.ranking",
     "Recommendations": "recsys.answers",
+    "RowScore": "recsys.answers",
     "Scores": "recsys.answers",
     "SequentialRecommender": "recsys.sequential",
     "SequentialRecommenderConfig": "recsys.sequential",
@@ -58,7 +62,10 @@ __all__ = [
     "Features",
     "Holdout",
     "Interactions",
+    "Ranker",
+    "RankerConfig",
     "Recommendations",
+    "RowScore",
     "Scores",
     "SequentialRecommender",
     "SequentialRecommenderConfig",

@@ -291,6 +291,25 @@ class FeatureEncoder:
         indicators = [column[:, None] for column in missing]
         return np.concatenate([*parts, *indicators, *vectors], axis=1).astype(np.float32, copy=False)
 
+    def examples(self, count: int) -> Features:
+        """Rows made up of what training had, and of what it had not: to try out a network or an export."""
+        places = range(count)
+        columns: dict[str, Any] = {}
+        for category in self.categories:
+            known: list[Any] = [*category.vocabulary[: count // 2], None, "0"]
+            columns[category.name] = [known[place % len(known)] for place in places]
+        for category in self.lists:
+            known = [*category.vocabulary[: count // 2], "0"]
+            columns[category.name] = [known[: place % (category.width + 2)] for place in places]
+        for number in self.numbers:
+            spread = number.mean + number.deviation * np.linspace(-2, 2, count)
+            values = np.sign(spread) * np.expm1(np.abs(spread)) if number.logarithm else spread
+            columns[number.name] = np.where(np.arange(count) % 7 == 6, np.nan, values)
+        for embedding in self.embeddings:
+            waves = np.sin(np.arange(count * embedding.width)).reshape(count, -1) * embedding.scale
+            columns[embedding.name] = np.where(np.arange(count)[:, None] % 5 == 4, np.nan, waves)
+        return self.table(columns)
+
     # Files.
 
     def to_dict(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ In an export, `GraphEncoder(encoder)` (recsys.models.feature_graph) does in plai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
@@ -201,6 +201,12 @@ class Features:
             object.__setattr__(taken, name, value)
         return taken
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Each row as a dict: texts, numbers, lists, arrays, None for what is missing."""
+        columns = [_listed(column) for column in self.columns.values()]
+        for values in zip(*columns, strict=True):
+            yield dict(zip(self.columns, values, strict=True))
+
     def aligned(self, ids: Any) -> Features:
         """The rows of these ids, in their order; an id that the table does not have gets a row with nothing in it.
 
@@ -211,6 +217,18 @@ class Features:
         if self.ids is None:
             raise ValueError("This table has no ids to be found by. Give `ids=` to Features, or `id=` to the reader.")
         return self.take(IdIndex(self.ids, "feature table").numbers(ids))
+
+
+def _listed(column: Column) -> Iterator[Any]:
+    """What each row has."""
+    if isinstance(column, Numbers):
+        return (None if value != value else value for value in column.values.tolist())
+    if isinstance(column, Categories):
+        return (None if code < 0 else column.entries[code] for code in column.codes.tolist())
+    if isinstance(column, Lists):
+        parts = np.split(column.codes, column.offsets[1:-1])
+        return ([column.entries[code] for code in part.tolist()] for part in parts[: len(column)])
+    return (None if np.isnan(vector).any() else vector for vector in column.values)
 
 
 def features_of_rows(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, Kind]) -> Features:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from shared.artifact import check_target
-from shared.cli import OneLineParser, add_flags, config_from_flags, imported, run_script
+from shared.cli import OneLineParser, add_flags, apply_for_training, config_from_flags, imported, run_script
 from shared.examples import existing_file
 from shared.pipeline import ExportFormat
 from shared.runtime import RuntimeConfig
@@ -81,9 +81,8 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
         learned, validation = inner.train, inner.test
         split = replace(split, seen=validation if split.seen is None else validation.joined(split.seen))
     features = _features(command, options, training.max_bad_share)
-    runtime.apply()
-    pipeline = imported(command.pipeline)(config)
     checkpoint = output.with_name(output.name + ".checkpoint")
+    pipeline = apply_for_training(runtime, lambda: imported(command.pipeline)(config), learned, training, checkpoint)
     history = pipeline.fit(
         learned,
         validation,

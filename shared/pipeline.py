@@ -35,6 +35,7 @@ _PIPELINES = {
     "image_segmentation": "vision.segmentation:ImageSegmenter",
     "named_entity_recognition": "nlp.ner:EntityRecognizer",
     "object_detection": "vision.detection:ObjectDetector",
+    "ranking": "recsys.ranking:Ranker",
     "retrieval": "recsys.retrieval:TwoTowerRetriever",
     "sequential_recommendation": "recsys.sequential:SequentialRecommender",
     "tfrs_ranking": "recsys.tfrs:TFRSRanker",

@@ -26,6 +26,7 @@ from shared.fingerprint import data_fingerprint
 from shared.optimizers import build_optimizer, build_schedule
 from shared.pipeline import FitOptions, History, Metrics, Pipeline, TrainingInterrupted
 from shared.progress import Progress, TrainingLog
+from shared.recomputation import recomputing
 from shared.runtime import current_runtime
 from shared.signals import StopSignals
 from shared.training_config import TrainingConfig
@@ -101,6 +102,7 @@ def run_fingerprint(pipeline: Pipeline, batches: InputPipeline) -> dict[str, Any
         "data": fingerprint,
         "num_replicas": runtime.num_replicas,
         "precision": runtime.precision,
+        "xla": runtime.xla,
     }
 
 
@@ -118,7 +120,7 @@ class TrainStep:
         self.optimizer = optimizer
         self.loss_sum = tf.Variable(0.0, trainable=False, dtype=tf.float32)
         self._variables = list(task.model.trainable_variables)
-        self._ema_decay = config.ema_decay
+        self._ema_decay, self._recompute = config.ema_decay, config.gradient_checkpointing
         self._sums = [_zeros_per_replica(v) for v in self._variables] if config.accumulation_steps > 1 else []
         # Statistics of batch normalisation are averaged along with the weights that they belong to.
         self.averaged = list(task.model.weights) if self._ema_decay else []
@@ -206,7 +208,8 @@ class TrainStep:
         """This replica's share of the mean loss over replicas and `count` batches, and the gradients of that share."""
         variables = self.task.model.trainable_variables
         with tf.GradientTape() as tape:
-            loss = tf.cast(self.task.loss(batch), tf.float32)
+            with recomputing(self._recompute):
+                loss = tf.cast(self.task.loss(batch), tf.float32)
             if self.task.model.losses:
                 loss += tf.add_n([tf.cast(extra, tf.float32) for extra in self.task.model.losses])
             loss /= self._num_replicas * count

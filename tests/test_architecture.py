@@ -119,7 +119,7 @@ shared.classification, vision, vision.classification, vision.data, vision.images
 nlp, nlp.classification, nlp.ner, nlp.data, nlp.tags, nlp.metrics, nlp.presets, nlp.tokenization, \
 recsys, recsys.collaborative_filtering, recsys.data, recsys.metrics, recsys.splitting, recsys.top_k, recsys.baselines, \
 recsys.sequential, recsys.sequences, recsys.features, recsys.feature_encoder, recsys.feature_tables, \
-recsys.retrieval, recsys.tfrs_config"
+recsys.retrieval, recsys.tfrs_config, recsys.ranking"
 
 
 def test_light_modules_load_no_tensorflow_and_change_nothing():
