@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from shared.data import Arrays, InputPipeline, Loading, Stages
+from shared.data import Arrays, InputPipeline, Loading, Stages, prefetch
+from shared.distribution import BatchShares, Portion
 from shared.examples import Examples
 
 _ORDER_STREAM, _BATCH_STREAM = 1 << 63, 1 << 62
@@ -33,7 +34,7 @@ class Side:
 class Sampling:
     """Which items a batch tells a user's own from.
 
-    `uniform_negatives` items are drawn uniformly for each replica's batch (Yang et al. 2020, mixed negative sampling).
+    `uniform_negatives` items are drawn uniformly for each device's batch (Yang et al. 2020, mixed negative sampling).
     With `log_q` the scores are corrected for how often an item comes into a batch, either way. `id_dropout` is the
     share of ids that count as unknown, of sides that have features. With `fixed_width` all batches have as many columns
     as the largest could have.
@@ -56,16 +57,13 @@ class PairBatches(InputPipeline):
         shifts      float32 (C,)  log c - log q: drawn c times, q times by expectation; c alone without `log_q`
         log_counts  float32 (C,)  log c
 
-    For several replicas these are side by side, each replica's columns for itself.
-
     Args:
         users: user numbers of all pairs, int32 (N,).
         items: item numbers, the same.
         user_side: users of the tower.
         item_side: items of the tower.
         sampling: negatives.
-        loading: batch size of all replicas together, seed.
-        num_replicas: parts of a batch.
+        loading: batch size of all devices together, seed.
     """
 
     def __init__(
@@ -76,39 +74,43 @@ class PairBatches(InputPipeline):
         item_side: Side,
         sampling: Sampling,
         loading: Loading,
-        *,
-        num_replicas: int = 1,
     ) -> None:
         super().__init__(Examples(users, items), Stages(encode=_not_used), loading)
         self.users, self.items = users, items
         self.user_side, self.item_side = user_side, item_side
         self.sampling = sampling
-        self.num_replicas = num_replicas
         self.counts = np.bincount(items, minlength=item_side.count)
 
+    def shares(self, portion: Portion, epoch: int = 0, start_batch: int = 0) -> Iterator[BatchShares]:
+        """The same batches for several devices, each of which has columns of its own, of its pairs."""
+        return prefetch(self._pair_shares(portion, epoch, start_batch), self.loading.prefetch)
+
+    def _pair_shares(self, portion: Portion, epoch: int, start_batch: int) -> Iterator[BatchShares]:
+        for number, rows in self._rows(epoch, start_batch):
+            own: list[Any] = portion.of(rows)  # type: ignore[arg-type]
+            parts = []
+            for share, part in enumerate(own, start=portion.first):
+                rng = self._generator(epoch, _BATCH_STREAM + number * portion.num_shares + share)
+                # A share without pairs holds one that is to weigh nothing.
+                parts.append(self._part(part if len(part) else rows[:1], rng, fixed_width=True))
+            yield BatchShares(tuple(parts), tuple(map(len, own)), len(rows))
+
     def _batches(self, epoch: int, start_batch: int) -> Iterator[Arrays]:
+        for number, rows in self._rows(epoch, start_batch):
+            yield self._part(
+                rows, self._generator(epoch, _BATCH_STREAM + number), fixed_width=self.sampling.fixed_width
+            )
+
+    def _rows(self, epoch: int, start_batch: int) -> Iterator[tuple[int, np.ndarray]]:
+        """The pairs of each batch, with its number."""
         order = self._generator(epoch, _ORDER_STREAM).permutation(len(self.users))
         size = self.loading.batch_size
         for number in range(start_batch, self.num_batches):
-            rows = order[number * size : (number + 1) * size]
-            rng = self._generator(epoch, _BATCH_STREAM + number)
-            yield self._batch(self.users[rows], self.items[rows], rng)
+            yield number, order[number * size : (number + 1) * size]
 
-    def _batch(self, users: np.ndarray, items: np.ndarray, rng: np.random.Generator) -> Arrays:
-        if self.num_replicas == 1:
-            return self._part(users, items, rng, fixed_width=self.sampling.fixed_width)
-        size = len(users) // self.num_replicas
-        starts = range(0, size * self.num_replicas, size) if size else range(0)
-        parts = [self._part(users[s : s + size], items[s : s + size], rng, fixed_width=True) for s in starts]
-        if not parts:
-            raise ValueError(
-                f"{len(users)} interactions cannot be shared by {self.num_replicas} devices. Use one device, or more "
-                "data."
-            )
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-    def _part(self, users: np.ndarray, items: np.ndarray, rng: np.random.Generator, *, fixed_width: bool) -> Arrays:
-        """What one replica trains on."""
+    def _part(self, rows: np.ndarray, rng: np.random.Generator, *, fixed_width: bool) -> Arrays:
+        """What one device trains on."""
+        users, items = self.users[rows], self.items[rows]
         sampling, num_items = self.sampling, self.item_side.count
         drawn = rng.integers(0, num_items, sampling.uniform_negatives, np.int32)
         columns, places, counts = np.unique(np.concatenate([items, drawn]), return_inverse=True, return_counts=True)

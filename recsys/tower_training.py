@@ -108,7 +108,6 @@ class TowerRun:
             self.sides["item"],
             sampling,
             training_loading(training),
-            num_replicas=runtime.num_replicas,
         )
         told_from = min(training.batch_size, len(rows)) + config.uniform_negatives
         if told_from < min(_FEW_NEGATIVES, len(self.items)):
@@ -129,6 +128,7 @@ class TowerRun:
                 "data": self.data_hash,
                 "num_replicas": runtime.num_replicas,
                 "precision": runtime.precision,
+                "xla": runtime.xla,
             },
             varying_shapes=True,
         )

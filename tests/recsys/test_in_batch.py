@@ -11,6 +11,7 @@ from recsys.models.in_batch import in_batch_softmax
 from recsys.models.two_tower import softmax_users
 from recsys.pairs import PairBatches, Sampling, Side
 from shared.data import Loading
+from shared.distribution import Portion
 
 
 def example(seed: int = 0) -> dict[str, np.ndarray]:
@@ -104,10 +105,9 @@ def batches(**fields: Any) -> PairBatches:
     rng = np.random.default_rng(0)
     users, items = rng.integers(0, 20, 50).astype(np.int32), (rng.random(50) ** 2 * 9).astype(np.int32)
     features = {"numbers": np.arange(20, dtype=np.float32)[:, None]}
-    replicas = fields.pop("num_replicas", 1)
     return PairBatches(
         users, items, Side(20, features), Side(12, {}), Sampling(**fields),
-        Loading(batch_size=16, shuffle=True, drop_remainder=True), num_replicas=replicas,
+        Loading(batch_size=16, shuffle=True, drop_remainder=True),
     )  # fmt: skip
 
 
@@ -144,14 +144,23 @@ def test_ids_are_left_out_only_where_there_are_features() -> None:
     assert (batch["item_rows"] < 12).all()
 
 
-def test_parts_of_replicas_stand_side_by_side() -> None:
-    batch = next(iter(batches(num_replicas=2, uniform_negatives=3).epoch(0)))
-    assert {key: len(value) for key, value in batch.items()} == {
-        "user_rows": 16, "user/numbers": 16, "targets": 16, "item_rows": 22, "shifts": 22, "log_counts": 22,
-    }  # fmt: skip
-    assert batch["targets"].max() < 11
-    with pytest.raises(ValueError, match="cannot be shared by 99 devices"):
-        next(iter(batches(num_replicas=99).epoch(0)))
+def test_shares_of_devices_have_columns_of_their_own() -> None:
+    source = batches(uniform_negatives=3)
+    whole = list(source.epoch(0))
+    shares = list(source.shares(Portion(num_shares=2, first=0, count=2)))
+    assert len(shares) == len(whole) == 3
+    for batch, share in zip(whole, shares, strict=True):
+        assert (share.sizes, share.num_examples) == ((8, 8), 16)
+        users = np.concatenate([part["user_rows"] for part in share.parts])
+        items = np.concatenate([part["item_rows"][part["targets"]] for part in share.parts])
+        np.testing.assert_array_equal(users, batch["user_rows"])
+        np.testing.assert_array_equal(items, batch["item_rows"][batch["targets"]])
+        assert [len(part["item_rows"]) for part in share.parts] == [11, 11]
+    (second,) = next(iter(source.shares(Portion(num_shares=2, first=1, count=1)))).parts
+    np.testing.assert_array_equal(second["item_rows"], shares[0].parts[1]["item_rows"])
+    tiny = next(iter(source.shares(Portion(num_shares=99, first=0, count=99))))
+    assert sum(tiny.sizes) == 16
+    assert len(tiny.parts) == 99
 
 
 def test_without_correction_only_repeats_count() -> None:

@@ -343,3 +343,41 @@ def test_saved_model_takes_ids_or_features_in_plain_tensorflow(retriever: TwoTow
     assert [tuple(row) for row in users] == [a.items for a in pipeline.recommend(["u001", "nobody"], 5)]
     expected = pipeline.recommend_by_features([{"taste": "2"}, {"taste": "what"}, {"taste": None}], 4)
     assert [tuple(row) for row in features] == [answer.items for answer in expected]
+
+
+# Steps.
+
+
+def test_a_step_changes_the_rows_that_it_read_and_no_others() -> None:
+    from shared.optimizers import build_optimizer
+    from shared.train_step import TrainStep
+
+    training = TrainingConfig(batch_size=8, weight_decay=0.5, learning_rate=0.1)
+    task = TwoTowerRetriever(config()).training_task(_SPLIT.train, training)
+    optimizer = build_optimizer(training, task.model.trainable_variables, 0.1, row_wise=task.row_wise)
+    before = [variable.numpy() for variable in task.row_wise]
+    batch = next(iter(task.batches.epoch(0)))
+    TrainStep(task, optimizer, training)([batch])
+    for side, table, old in zip(("user", "item"), task.row_wise, before, strict=True):
+        changed = np.flatnonzero((table.numpy() != old).any(axis=1))
+        np.testing.assert_array_equal(changed, np.unique(batch[f"{side}_rows"]))
+
+
+def test_two_devices_train_as_shares() -> None:
+    """On two logical devices of the CPU, in a process of its own."""
+    program = (
+        "import tensorflow as tf\n"
+        "cpu = tf.config.list_physical_devices('CPU')[0]\n"
+        "tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)\n"
+        "from recsys import TwoTowerRetriever, TwoTowerRetrieverConfig\n"
+        "from shared import RuntimeConfig, TrainingConfig\n"
+        "from tests.recsys.tastes import split\n"
+        "RuntimeConfig(devices='cpu:0,cpu:1').apply()\n"
+        "pipeline = TwoTowerRetriever(TwoTowerRetrieverConfig(dim=8))\n"
+        "pipeline.fit(split().train, training=TrainingConfig(epochs=10, batch_size=32, learning_rate=0.05))\n"
+        "print('OUT', pipeline.evaluate(split().test).first)\n"
+    )
+    root = Path(__file__).parents[2]
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=300)
+    assert child.returncode == 0, child.stderr[-3000:]
+    assert float(child.stdout.split("OUT")[1]) > 0.3
