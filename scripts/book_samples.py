@@ -51,5 +51,5 @@ def book_loans(readers: int, *, seed: int = 0) -> Any:
         taken = rng.choice(titles, rng.integers(6, 16), replace=False, p=chances / chances.sum())
         loans += [(f"reader {reader:03d}", title) for title in taken.tolist()]
     order = rng.permutation(len(loans)).tolist()
-    names, taken_titles = zip(*(loans[place] for place in order), strict=True)
-    return Interactions(list(names), list(taken_titles), timestamps=np.arange(len(loans)))
+    names, taken_titles = np.array([loans[place] for place in order], object).T
+    return Interactions(names, taken_titles, timestamps=np.arange(len(loans)))

@@ -249,8 +249,8 @@ def _answers_of_peers(job: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 _SIZES = (200_000, 2_000_000, 20_000_000)
-_SCALE_EPOCHS = 5
-_SCALED = {"ials": "iALS"}
+# Models of recsys_scale.py: their names in words, and epochs.
+_SCALED = {"ials": ("iALS", 5), "two_tower": ("two-tower", 1)}
 
 
 def recsys_scale() -> dict[str, Any]:
@@ -260,8 +260,8 @@ def recsys_scale() -> dict[str, Any]:
         for size in _SIZES:
             file = str(Path(directory, f"{size}.parquet"))
             _scale_job("make", str(size), file)
-            for model, name in _SCALED.items():
-                record = json.loads(_scale_job(model, file, "--epochs", str(_SCALE_EPOCHS)))
+            for model, (name, epochs) in _SCALED.items():
+                record = json.loads(_scale_job(model, file, "--epochs", str(epochs)))
                 print(model, record, flush=True)
                 what = f"{name}, {size / 1e6:g} M interactions"
                 steps = {step: record[f"{step}, s"] for step in ("reading", "splitting", "training", "evaluation")}
@@ -271,7 +271,7 @@ def recsys_scale() -> dict[str, Any]:
                     f"peak memory in GiB, {what}": record["peak GiB after answers"],
                     f"ndcg@10, {what}": record["ndcg@10"],
                 }
-    for name in _SCALED.values():
+    for name, _ in _SCALED.values():
         peaks = [value for key, value in figures.items() if key.startswith(f"peak memory in GiB, {name}")]
         figures[f"highest peak memory of {name}, GiB"] = max(peaks)
     return {
@@ -279,7 +279,8 @@ def recsys_scale() -> dict[str, Any]:
         "data": "made interactions in Parquet files (scripts/recsys_scale.py): a hundredth as many users, half as many "
         "items as users, popularity by a power law, users with tastes, times in random order; the last of each user "
         "held out",
-        "settings": f"iALS with 64 factors, {_SCALE_EPOCHS} epochs; 2,000 users are evaluated",
+        "settings": f"vectors of 64; {', '.join(f'{name} {epochs} epochs' for name, epochs in _SCALED.values())}; 2,000 "
+        "users are evaluated",
         "metric": "seconds of each step, and the highest resident memory of the process that did them all",
         "target": "iALS on 20 M interactions, 200,000 users and 100,000 items within 12 GiB",
         "figures": figures,

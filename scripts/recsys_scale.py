@@ -57,7 +57,15 @@ def ials(epochs: int) -> tuple[Any, TrainingConfig]:
     return CollaborativeFilter(config), TrainingConfig(epochs=epochs)
 
 
-MODELS: dict[str, Callable[[int], tuple[Any, TrainingConfig]]] = {"ials": ials}
+def two_tower(epochs: int) -> tuple[Any, TrainingConfig]:
+    """Towers of ids, trained with the other items of a batch."""
+    from recsys import TwoTowerRetriever, TwoTowerRetrieverConfig
+
+    training = TrainingConfig(epochs=epochs, batch_size=4096, learning_rate=0.01)
+    return TwoTowerRetriever(TwoTowerRetrieverConfig(dim=FACTORS)), training
+
+
+MODELS: dict[str, Callable[[int], tuple[Any, TrainingConfig]]] = {"ials": ials, "two_tower": two_tower}
 
 
 class Course:
