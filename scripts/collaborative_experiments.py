@@ -279,8 +279,8 @@ def recsys_scale() -> dict[str, Any]:
         "data": "made interactions in Parquet files (scripts/recsys_scale.py): a hundredth as many users, half as many "
         "items as users, popularity by a power law, users with tastes, times in random order; the last of each user "
         "held out",
-        "settings": f"vectors of 64; {', '.join(f'{name} {epochs} epochs' for name, epochs in _SCALED.values())}; 2,000 "
-        "users are evaluated",
+        "settings": f"vectors of 64; {', '.join(f'{name} {epochs} epochs' for name, epochs in _SCALED.values())}; "
+        "2,000 users are evaluated",
         "metric": "seconds of each step, and the highest resident memory of the process that did them all",
         "target": "iALS on 20 M interactions, 200,000 users and 100,000 items within 12 GiB",
         "figures": figures,
