@@ -8,7 +8,7 @@ from experiment import benchmark_record, data_directory, run_record, settings
 
 from shared.training_config import TrainingConfig
 
-_PRESET = "efficientnet_lite0"
+PRESET = "efficientnet_lite0"
 
 BCCD_CONFIG: dict[str, Any] = {
     "image_height": 256,
@@ -39,7 +39,7 @@ def bccd() -> dict[str, Any]:
     train, validation, test = (read_pascal_voc(data_directory() / "bccd", split=s) for s in ("train", "val", "test"))
     runs, table = [], []
     for seed in BCCD_SEEDS:
-        detector = ObjectDetector.from_preset(_PRESET, labels="from_data", **BCCD_CONFIG, seed=seed)
+        detector = ObjectDetector.from_preset(PRESET, labels="from_data", **BCCD_CONFIG, seed=seed)
         history = detector.fit(train, validation, training=TrainingConfig(**BCCD_TRAINING, seed=seed))
         metrics = detector.evaluate(test)
         runs.append(run_record(seed, metrics, history))
@@ -51,7 +51,7 @@ def bccd() -> dict[str, Any]:
         "weights of the epoch with the best map on validation",
         "metric": "COCO mAP on test (faster-coco-eval), at most 100 detections an image",
         "target": "map_50 at least 0.88 and map at least 0.58, at most 45 minutes on 2 cores",
-        "settings": settings({"preset": _PRESET, **BCCD_CONFIG}, BCCD_TRAINING),
+        "settings": settings({"preset": PRESET, **BCCD_CONFIG}, BCCD_TRAINING),
         "runs": runs,
         "figures": {f"map of {row['label']} ({row['objects']} objects), last seed": row["map"] for row in table},
     }
@@ -81,7 +81,7 @@ def camvid() -> dict[str, Any]:
 
     root = data_directory() / "camvid"
     train, validation, test = (read_mask_folder(root / s, root / f"{s}annot") for s in ("train", "val", "test"))
-    segmenter = ImageSegmenter.from_preset(_PRESET, labels="from_data", **CAMVID_CONFIG, seed=0)
+    segmenter = ImageSegmenter.from_preset(PRESET, labels="from_data", **CAMVID_CONFIG, seed=0)
     history = segmenter.fit(train, validation, training=TrainingConfig(**CAMVID_TRAINING, seed=0))
     metrics = segmenter.evaluate(test)
     return {
@@ -90,7 +90,7 @@ def camvid() -> dict[str, Any]:
         f"{len(test)} test images; weights of the epoch with the best mean_iou on validation",
         "metric": "mean IoU over the pixels of all test images, void ignored",
         "target": "mean_iou at least 0.62 (aim: 0.65), at most 75 minutes on 2 cores",
-        "settings": settings({"preset": _PRESET, **CAMVID_CONFIG}, CAMVID_TRAINING),
+        "settings": settings({"preset": PRESET, **CAMVID_CONFIG}, CAMVID_TRAINING),
         "runs": [run_record(0, metrics, history)],
         "figures": {f"IoU of {row['label']}": row["iou"] for row in metrics.details["per_class"]},
     }
@@ -110,17 +110,26 @@ NUCLEI_CONFIG: dict[str, Any] = {
 NUCLEI_TRAINING: dict[str, Any] = {**CAMVID_TRAINING, "epochs": 22, "batch_size": 8}
 
 
-def nuclei() -> dict[str, Any]:
-    """Nuclei in microscopy, from a pretrained trunk."""
-    from vision import ImageSegmenter, read_mask_folder
+def nuclei_splits() -> tuple[Any, Any]:
+    """Training and test examples of the nuclei."""
+    from vision import read_mask_folder
 
     root = data_directory() / "nuclei-dsb2018"
-    classes = ["background", "nucleus"]
     train, test = (
-        read_mask_folder(root / s / "images", root / s / "masks", classes=classes, colours=(0, 255))
-        for s in ("train", "test")
+        read_mask_folder(
+            root / split / "images", root / split / "masks", classes=["background", "nucleus"], colours=(0, 255)
+        )
+        for split in ("train", "test")
     )
-    segmenter = ImageSegmenter.from_preset(_PRESET, labels="from_data", **NUCLEI_CONFIG, seed=0)
+    return train, test
+
+
+def nuclei() -> dict[str, Any]:
+    """Nuclei in microscopy, from a pretrained trunk."""
+    from vision import ImageSegmenter
+
+    train, test = nuclei_splits()
+    segmenter = ImageSegmenter.from_preset(PRESET, labels="from_data", **NUCLEI_CONFIG, seed=0)
     history = segmenter.fit(train, training=TrainingConfig(**NUCLEI_TRAINING, seed=0))
     metrics = segmenter.evaluate(test)
     nucleus = metrics.details["per_class"][1]
@@ -130,7 +139,7 @@ def nuclei() -> dict[str, Any]:
         "last weights; epochs and mirroring chosen after a first run was scored on test",
         "metric": "mean IoU of background and nucleus over the pixels of all test images",
         "target": "IoU of the foreground at least 0.85",
-        "settings": settings({"preset": _PRESET, **NUCLEI_CONFIG}, NUCLEI_TRAINING),
+        "settings": settings({"preset": PRESET, **NUCLEI_CONFIG}, NUCLEI_TRAINING),
         "runs": [run_record(0, metrics, history)],
         "figures": {"IoU of nucleus": nucleus["iou"], "precision": nucleus["precision"], "recall": nucleus["recall"]},
     }
