@@ -96,8 +96,8 @@ COMMAND = TaskCommand(
         ReaderOption("masks", "folder of the masks, where it is not beside the images"),
         ReaderOption(
             "classes",
-            "class names by number with commas between them, or a file of them (default: classes.txt); of COCO those to "
-            "take (default: all)",
+            "class names by number with commas between them, or a file of them (default: classes.txt); of COCO "
+            "those to take (default: all)",
         ),
         ReaderOption("colours", "pixel values of the classes where they are not their numbers, as 0,255"),
         ReaderOption("ignore", "pixel values that are no class, as 255"),

@@ -13,7 +13,8 @@ from shared import TrainingConfig
 from tests.vision.test_segmentation import scenes
 from vision import ImageSegmenter
 
-_FRAME = {"image_height": 64, "image_width": 96}
+_FRAME = {"image_height": 64, "image_width": 64}
+_IMAGES = (64, 64, 3)
 _LABELS = ("ground", "square", "disc")
 
 
@@ -29,11 +30,11 @@ def _segformer():
         layerwise_patch_sizes=[7, 3, 3, 3],
         layerwise_strides=[4, 2, 2, 2],
         hidden_dims=[8, 12, 16, 24],
-        image_shape=(64, 96, 3),
+        image_shape=_IMAGES,
     )
     backbone = keras_hub.models.SegFormerBackbone(image_encoder=encoder, projection_filters=16)
     converter = keras_hub.layers.SegFormerImageConverter(
-        image_size=(64, 96), scale=[1 / 58, 1 / 57, 1 / 57], offset=[-2.1, -2.0, -1.8]
+        image_size=_IMAGES[:2], scale=[1 / 58, 1 / 57, 1 / 57], offset=[-2.1, -2.0, -1.8]
     )
     return keras_hub.models.SegFormerImageSegmenter(
         backbone=backbone,
@@ -61,9 +62,9 @@ def _deeplab(key="P5"):
         spatial_pyramid_pooling_key=key,
         upsampling_size=2 ** (int(key[1]) - 2),
         dilation_rates=[1, 2],
-        image_shape=(64, 96, 3),
+        image_shape=_IMAGES,
     )
-    converter = keras_hub.layers.DeepLabV3ImageConverter(image_size=(64, 96), scale=1 / 127.5, offset=-1.0)
+    converter = keras_hub.layers.DeepLabV3ImageConverter(image_size=_IMAGES[:2], scale=1 / 127.5, offset=-1.0)
     return keras_hub.models.DeepLabV3ImageSegmenter(
         backbone=backbone,
         num_classes=4,
@@ -86,7 +87,7 @@ def test_the_head_comes_along_and_answers_as_keras_hub_does(directory):
 
     segmenter = ImageSegmenter.from_preset(directory, **_FRAME)
     assert list(segmenter.labels) == ["0", "1", "2", "3"]
-    image = cv2.resize(scenes(1).inputs[0], (96, 64))
+    image = cv2.resize(scenes(1).inputs[0], (64, 64))
     theirs = keras_hub.models.ImageSegmenter.from_preset(str(directory))
     logits = np.asarray(theirs(theirs.preprocessor.image_converter(image[None].astype(np.float32)), training=False))
     np.testing.assert_allclose(segmenter.model(image[None].astype(np.float32), training=False), logits, atol=1e-5)
@@ -121,11 +122,20 @@ def test_large_images_are_seen_in_windows(directory):
 def test_all_but_the_head_is_that_of_the_directory(directory):
     import keras_hub
 
-    segmenter = ImageSegmenter.from_preset(directory, labels=_LABELS, image_height=96, image_width=64)
+    segmenter = ImageSegmenter.from_preset(directory, labels=_LABELS, image_height=96, image_width=96)
     theirs = keras_hub.models.Backbone.from_preset(str(directory))
     task = next(layer for layer in segmenter.model.layers if hasattr(layer, "backbone"))
     for mine, other in zip(task.backbone.get_weights(), theirs.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, other)
+
+
+def test_frames_need_not_be_square_where_keras_hub_can(directory):
+    oblong = {"labels": _LABELS, "image_height": 64, "image_width": 96}
+    if directory.name == "segformer":
+        with pytest.raises(ValueError, match="runs on square images only; the frame has 64 x 96 pixels"):
+            ImageSegmenter.from_preset(directory, **oblong)
+    else:
+        assert ImageSegmenter.from_preset(directory, **oblong).model.output_shape == (None, 64, 96, 3)
 
 
 def test_layers_without_effect_are_not_trained(tmp_path):

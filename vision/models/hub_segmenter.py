@@ -51,8 +51,13 @@ class HubSegmenterPreset:
     source: str
 
     def frame(self, config: ImageSegmenterConfig) -> Frame:
-        """The frame in which its network sees images."""
-        return Frame(
+        """The frame in which its network sees images.
+
+        Raises:
+            ValueError: for a SegFormer and a frame that is not square: keras-hub 0.32 takes the sides of a map for the
+                root of its size (`SegFormerMultiheadAttention`).
+        """
+        frame = Frame(
             height=config.image_height,
             width=config.image_width,
             multiple=_MULTIPLE,
@@ -60,6 +65,13 @@ class HubSegmenterPreset:
             std=self.std,
             stretch=config.stretch,
         )
+        if _kind(self.architecture["backbone"]) == "SegFormerBackbone" and frame.shape[0] != frame.shape[1]:
+            raise ValueError(
+                f"{self.source} is a SegFormer, which keras-hub runs on square images only; the frame has "
+                f"{frame.shape[0]} x {frame.shape[1]} pixels. Give equal `image_height` and `image_width`: other "
+                "images are fitted into it, or seen in windows."
+            )
+        return frame
 
 
 def is_hub_segmenter(source: Source) -> bool:
