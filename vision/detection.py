@@ -59,6 +59,12 @@ class ObjectDetectorConfig(Config):
     head_depth: int = option(2, "convolutions in each branch of the head", minimum=0)
     threshold: float = option(0.3, "score from which an object is an answer", minimum=0.0, maximum=1.0)
     nms_iou: float = option(0.6, "overlap from which two boxes of a class are one object", minimum=0.0, maximum=1.0)
+    box_voting: float = option(
+        0.0,
+        "overlap from which boxes of a class share in where the best of them is, by their scores; 0 is off",
+        minimum=0.0,
+        maximum=1.0,
+    )
     max_detections: int = option(100, "most objects in an answer", minimum=1)
     scale_jitter: float = option(1.5, "training images are enlarged or shrunk by up to this factor", minimum=1.0)
     aspect_jitter: float = option(1.2, "and stretched by up to this factor", minimum=1.0)

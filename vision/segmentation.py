@@ -21,13 +21,13 @@ from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import BadExampleError, Examples, Source, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
 from shared.vocabulary import Vocabulary
-from vision.annotations import IGNORED, MaskFile
+from vision.annotations import IGNORED
 from vision.augmentation import colour_jittered
-from vision.coco_masks import CocoMask
 from vision.drawing import class_colour, draw_mask, with_legend
 from vision.frame import Frame, framed, stretched_values
 from vision.geometry import GeometryRange
 from vision.images import decode_image
+from vision.masks import mask_labels, pairs, read_mask
 from vision.sample_pictures import encoded_pictures
 from vision.segmentation_metrics import pixel_counts, segmentation_metrics
 from vision.tiles import tile_corners
@@ -358,7 +358,7 @@ class ImageSegmenter(Pipeline):
         The frequency of a class is its share of the pixels of those images in which it occurs.
         """
         pixels, room = np.zeros(len(self._names)), np.zeros(len(self._names))
-        for image, target in _pairs(source):
+        for image, target in pairs(source):
             try:
                 mask = read_mask(target, decode_image(image).shape[:2], self._names)
             except BadExampleError:
@@ -468,61 +468,6 @@ class ImageSegmenter(Pipeline):
         if format == "litert":
             return export_litert(path, endpoints["serve_images"], track=[network.model])
         return export_onnx(path, endpoints["serve_images"])
-
-
-def mask_labels(source: Source) -> Vocabulary:
-    """The class names of the masks of `source`.
-
-    Raises:
-        ValueError: where masks have no class names, or differ in them.
-    """
-    for _, target in _pairs(source):
-        if isinstance(target, MaskFile | CocoMask):
-            return Vocabulary(target.labels)
-        break
-    raise ValueError("The training masks are arrays of class numbers, which have no names: give `labels`.")
-
-
-def read_mask(target: Any, shape: tuple[int, int], labels: Vocabulary) -> np.ndarray:
-    """Class numbers uint8 (H, W) of a target, IGNORED where pixels do not count.
-
-    Args:
-        target: a `MaskFile` or `CocoMask` with these labels, or an integer array (H, W) or (H, W, 1).
-        shape: (H, W) of the image, which the mask must share.
-        labels: the classes.
-
-    Raises:
-        BadExampleError: for a mask that cannot be read, of another size, or with numbers that are no class.
-        ValueError: for a file whose classes are others.
-        TypeError: for another kind of target.
-    """
-    if isinstance(target, MaskFile | CocoMask):
-        if tuple(target.labels) != tuple(map(str, labels)):
-            raise ValueError(
-                f"{target.path} is coded for the classes {', '.join(target.labels)}; this segmenter has "
-                f"{', '.join(map(str, labels))}. Read the masks with the same classes in the same order."
-            )
-        return target.read(shape)
-    mask = np.asarray(target)
-    if mask.dtype.kind not in "iu" or mask.ndim not in (2, 3):
-        raise TypeError(
-            "A segmenter's target is a MaskFile, a CocoMask or an integer array (H, W); received "
-            f"{type(target).__name__} {getattr(mask, 'dtype', '')} {mask.shape}."
-        )
-    mask = mask.reshape(mask.shape[:2]) if mask.shape[2:] in ((), (1,)) else mask
-    if mask.shape != tuple(shape):
-        raise BadExampleError(f"the mask has shape {mask.shape} and its image {tuple(shape)}; they must be equal")
-    strange = (mask != IGNORED) & ((mask < 0) | (mask >= len(labels)))
-    if strange.any():
-        y, x = (int(place) for place in np.argwhere(strange)[0])
-        raise BadExampleError(f"the value {mask[y, x]} at x={x}, y={y} is no class and not {IGNORED} (ignored)")
-    return mask.astype(np.uint8)
-
-
-def _pairs(source: Source) -> Iterator[tuple[Any, Any]]:
-    if isinstance(source, Examples):
-        return (source[number] for number in range(len(source)))
-    return iter(source)
 
 
 @functools.lru_cache(maxsize=8)

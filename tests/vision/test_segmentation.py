@@ -12,7 +12,7 @@ from shared.examples import BadExampleError, Examples
 from shared.vocabulary import Vocabulary
 from tests.contract import PipelineContract
 from vision import ImageSegmenter, ImageSegmenterConfig, Segmentation, read_mask_folder
-from vision.segmentation import read_mask
+from vision.masks import read_mask
 
 _LABELS = ("ground", "square", "disc")
 

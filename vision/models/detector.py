@@ -73,7 +73,13 @@ class DetectorNetwork:
         """Images (B, H, W, 3), any numeric type -> (B, M, 6): xyxy in pixels of the frame, score, class number."""
         centres, sizes = self._cells(images)
         boxes, logits = decoded(self.model(tf.cast(images, tf.float32), training=False), centres, sizes)
-        return best_detections(boxes, tf.sigmoid(logits), iou=config.nms_iou, max_detections=config.max_detections)
+        return best_detections(
+            boxes,
+            tf.sigmoid(logits),
+            iou=config.nms_iou,
+            max_detections=config.max_detections,
+            voting=config.box_voting,
+        )
 
     def _cells(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         static, dynamic = images.shape[1:3], tf.shape(images)
