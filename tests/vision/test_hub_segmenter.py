@@ -76,30 +76,39 @@ _TASKS = {"segformer": _segformer, "deeplab_v3_plus": _deeplab}
 
 
 @pytest.fixture(scope="module", params=list(_TASKS))
-def directory(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp("hub") / request.param
-    _TASKS[request.param]().save_to_preset(str(path))
-    return path
+def hub(request, tmp_path_factory):
+    """The directory, and the task that was kept there."""
+    task, path = _TASKS[request.param](), tmp_path_factory.mktemp("hub") / request.param
+    task.save_to_preset(str(path))
+    return path, task
 
 
-def test_the_head_comes_along_and_answers_as_keras_hub_does(directory):
-    import keras_hub
-
+def test_the_head_comes_along_and_answers_as_keras_hub_does(hub):
+    directory, theirs = hub
     segmenter = ImageSegmenter.from_preset(directory, **_FRAME)
     assert list(segmenter.labels) == ["0", "1", "2", "3"]
-    image = cv2.resize(scenes(1).inputs[0], (64, 64))
-    theirs = keras_hub.models.ImageSegmenter.from_preset(str(directory))
+    image = cv2.resize(scenes(1).inputs[0], _IMAGES[:2])
     logits = np.asarray(theirs(theirs.preprocessor.image_converter(image[None].astype(np.float32)), training=False))
     np.testing.assert_allclose(segmenter.model(image[None].astype(np.float32), training=False), logits, atol=1e-5)
     np.testing.assert_array_equal(segmenter.predict([image])[0].mask, logits[0].argmax(axis=-1))
+    segmenter.config = segmenter.config.replace(view="crop")
+    large = np.tile(image, (3, 2, 1))
+    windows = segmenter.predict([large])[0].mask
+    assert windows.shape == large.shape[:2]
+    # The corners are seen by one window alone.
+    np.testing.assert_array_equal(windows[:8, :8], segmenter.predict([image])[0].mask[:8, :8])
 
 
-def test_it_trains_with_other_classes_saves_and_exports(directory, tmp_path, caplog):
+def test_it_trains_with_other_classes_saves_and_exports(hub, tmp_path, caplog):
+    directory, theirs = hub
     data = scenes(8)
     with caplog.at_level("INFO"):
         segmenter = ImageSegmenter.from_preset(directory, labels=_LABELS, **_FRAME)
     assert "the head of the segmenter is new" in caplog.text
     assert not segmenter.is_fitted
+    mine = next(layer for layer in segmenter.model.layers if hasattr(layer, "backbone")).backbone
+    for own, other in zip(mine.get_weights(), theirs.backbone.get_weights(), strict=True):
+        np.testing.assert_array_equal(own, other)
     history = segmenter.fit(data, data, training=TrainingConfig(epochs=2, batch_size=4, warmup=0.0))
     assert all("validation_mean_iou" in record for record in history.records)
     assert history.losses[-1] < history.losses[0]
@@ -113,23 +122,8 @@ def test_it_trains_with_other_classes_saves_and_exports(directory, tmp_path, cap
         assert loaded.export(tmp_path / export_format, export_format).max_difference < 1e-3
 
 
-def test_large_images_are_seen_in_windows(directory):
-    segmenter = ImageSegmenter.from_preset(directory, view="crop", **_FRAME)
-    large = np.tile(scenes(1).inputs[0], (3, 3, 1))
-    assert segmenter.predict([large])[0].mask.shape == large.shape[:2]
-
-
-def test_all_but_the_head_is_that_of_the_directory(directory):
-    import keras_hub
-
-    segmenter = ImageSegmenter.from_preset(directory, labels=_LABELS, image_height=96, image_width=96)
-    theirs = keras_hub.models.Backbone.from_preset(str(directory))
-    task = next(layer for layer in segmenter.model.layers if hasattr(layer, "backbone"))
-    for mine, other in zip(task.backbone.get_weights(), theirs.get_weights(), strict=True):
-        np.testing.assert_array_equal(mine, other)
-
-
-def test_frames_need_not_be_square_where_keras_hub_can(directory):
+def test_frames_need_not_be_square_where_keras_hub_can(hub):
+    directory = hub[0]
     oblong = {"labels": _LABELS, "image_height": 64, "image_width": 96}
     if directory.name == "segformer":
         with pytest.raises(ValueError, match="runs on square images only; the frame has 64 x 96 pixels"):
@@ -144,7 +138,8 @@ def test_layers_without_effect_are_not_trained(tmp_path):
     segmenter.fit(scenes(4), training=TrainingConfig(epochs=1, batch_size=4))
 
 
-def test_what_cannot_work_is_refused(directory, tmp_path):
+def test_what_cannot_work_is_refused(hub, tmp_path):
+    directory = hub[0]
     with pytest.raises(ValueError, match="`decoder` and `dropout` would have no effect"):
         ImageSegmenter.from_preset(directory, labels=["a"], decoder="unet", dropout=0.1)
     copy = tmp_path / "copy"
