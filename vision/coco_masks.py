@@ -25,8 +25,7 @@ from vision.detection_data import (
     entry_key,
     entry_name,
 )
-
-BACKGROUND = "background"
+from vision.drawing import BACKGROUND
 
 Polygon: TypeAlias = tuple[float, ...]
 

@@ -16,7 +16,7 @@ from shared.examples import BadExampleError, Examples
 from vision.annotations import IGNORED, MaskFile, ObjectBoxes
 from vision.boxes import box_areas, box_iou
 from vision.coco_masks import CocoMask
-from vision.drawing import class_colour, draw_boxes, draw_mask, with_legend, write_png
+from vision.drawing import class_colour, draw_boxes, draw_classes, write_png
 from vision.images import decode_image
 
 # Lines that one kind of finding may fill, pictures on a sheet, and the side of each in pixels.
@@ -166,8 +166,4 @@ def _with_boxes(image: np.ndarray, target: ObjectBoxes, names: Sequence[str]) ->
 
 
 def _with_mask(image: np.ndarray, target: MaskFile | CocoMask) -> np.ndarray:
-    mask = target.read(image.shape[:2])
-    colours = [class_colour(number) for number in range(len(target.labels))]
-    there = [k for k in np.unique(mask).tolist() if k < len(colours)]
-    picture = draw_mask(image, mask, colours)
-    return with_legend(picture, [target.labels[k] for k in there], [colours[k] for k in there])
+    return draw_classes(image, target.read(image.shape[:2]), target.labels)

@@ -23,7 +23,7 @@ from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFitte
 from shared.vocabulary import Vocabulary
 from vision.annotations import IGNORED
 from vision.augmentation import colour_jittered
-from vision.drawing import class_colour, draw_mask, with_legend
+from vision.drawing import draw_classes
 from vision.frame import Frame, framed, stretched_values
 from vision.geometry import GeometryRange
 from vision.images import decode_image
@@ -100,17 +100,14 @@ class Segmentation:
     def draw(self, image: Any, *, opacity: float = 0.5, legend: bool = True) -> np.ndarray:
         """The image tinted by class, uint8 (h, w, 3), with a legend of the classes in it to the right.
 
+        A class called "background" is not tinted.
+
         Args:
             image: the one that was given to `predict`: a path, encoded bytes, or a uint8 array.
             opacity: share of the tint, 0 to 1.
             legend: whether to add the legend.
         """
-        colours = [class_colour(number) for number in range(len(self.labels))]
-        picture = draw_mask(decode_image(image), self.mask, colours, opacity=opacity)
-        if not legend:
-            return picture
-        there = np.unique(self.mask).tolist()
-        return with_legend(picture, [self.labels[k] for k in there], [colours[k] for k in there])
+        return draw_classes(decode_image(image), self.mask, self.labels, opacity=opacity, legend=legend)
 
     def save_mask(self, path: str | Path) -> None:
         """Write the class numbers as a grey PNG, which `read_mask_folder` reads again.
