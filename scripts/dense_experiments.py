@@ -68,9 +68,8 @@ def bccd() -> dict[str, Any]:
 CAMVID_CONFIG: dict[str, Any] = {
     "image_height": 360,
     "image_width": 480,
-    # A U-Net up to half of the resolution and of 48 channels takes half as long again, more than there is time for.
+    # Enlarged from a quarter of the resolution, even the true masks have an IoU of .62 for poles, from half .85.
     "decoder_channels": 40,
-    "decoder_stride": 4,
     "scale_jitter": 1.6,
 }
 CAMVID_TRAINING: dict[str, Any] = {
