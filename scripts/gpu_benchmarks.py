@@ -182,6 +182,12 @@ def _sequential_recommendation() -> tuple[Any, Any]:
     return SequentialRecommender(SequentialRecommenderConfig(dim=16, num_layers=1, max_length=8, dropout=0.0)), data
 
 
+def _retrieval() -> tuple[Any, Any]:
+    from recsys import TwoTowerRetriever, TwoTowerRetrieverConfig
+
+    return TwoTowerRetriever(TwoTowerRetrieverConfig(dim=16)), _sequential_recommendation()[1]
+
+
 def _ranking() -> tuple[Any, Any]:
     from recsys import Ranker, RankerConfig
 
@@ -196,6 +202,7 @@ CHECKS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "named_entity_recognition": _named_entity_recognition,
     "translation": _translation,
     "sequential_recommendation": _sequential_recommendation,
+    "retrieval": _retrieval,
     "ranking": _ranking,
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,24 @@ from shared.training_config import TrainingConfig
 
 
 def apply_for_training(
-    runtime: RuntimeConfig, build: Callable[[], Any], train: Any, training: TrainingConfig, checkpoint: Path
+    runtime: RuntimeConfig,
+    build: Callable[[], Any],
+    train: Any,
+    training: TrainingConfig,
+    checkpoint: Path,
+    task_options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """What `build` makes, under `runtime`; what is `auto` there is picked by a measurement, and printed."""
+    """What `build` makes, under `runtime`; what is `auto` there is picked by a measurement, and printed.
+
+    `task_options` are further keywords of the pipeline's `training_task`.
+    """
     if "auto" in (runtime.precision, runtime.xla):
         from shared.measuring import choose_runtime
 
-        print(choose_runtime(build, train, training=training, config=runtime, checkpoint=checkpoint))
+        choice = choose_runtime(
+            build, train, training=training, config=runtime, checkpoint=checkpoint, task_options=task_options
+        )
+        print(choice)
     else:
         runtime.apply()
     return build()
