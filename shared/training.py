@@ -270,7 +270,7 @@ class _Run:
         if state is not None:
             self._restore(state)
         self.progress = Progress(self.config.epochs)
-        self.log = TrainingLog(self.options.log, self.records)
+        self.log = TrainingLog(self.options.log, self.records, self.options.after_epoch)
         with _StopSignals(enabled=self.checkpoint is not None) as self.signals, contextlib.closing(self.progress):
             while self.epoch < self.config.epochs and not self.stopped_early:
                 self._run_epoch()
