@@ -89,13 +89,14 @@ def cluster(num_workers: int, *, show_output: bool) -> Iterator[Any]:
         ConnectionError: where the cluster does not answer.
     """
     ray = _imported_ray()
+    logging.getLogger("ray").setLevel(logging.ERROR)  # of plans, progress and deprecations nobody asked about
     address = os.environ.get("RAY_ADDRESS")
     # Workers find the same modules as this process, wherever it was started.
     environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "log_to_driver": show_output}
     if address is None:
         options |= {"include_dashboard": False, "num_cpus": max(num_workers, os.cpu_count() or 1)}
-    ray.init(address=address, logging_level=logging.WARNING, **options)
+    ray.init(address=address, logging_level=logging.ERROR, **options)
     try:
         yield ray
     finally:
@@ -108,6 +109,7 @@ def _imported_ray() -> Any:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",  # no tables of trials while they run
     }.items():
         os.environ.setdefault(name, value)
     try:
@@ -155,12 +157,12 @@ def train(job: Job, output: Path, *, num_workers: int) -> tuple[int, str]:
             run_config=RunConfig(failure_config=FailureConfig(max_failures=MAX_RESTARTS), storage_path=str(storage)),
         )
         try:
-            metrics = trainer.fit().metrics
+            metrics = trainer.fit().metrics or {}
         except TrainingFailedError as error:
             raise RuntimeError(f"Workers were lost {MAX_RESTARTS + 1} times; the last time: {error}") from error
         finally:
             shutil.rmtree(storage, ignore_errors=True)
-    return int(metrics["code"]), str(metrics["message"])
+    return int(metrics.get("code", 1)), str(metrics.get("message", ""))
 
 
 def _in_worker(config: dict[str, Any]) -> None:

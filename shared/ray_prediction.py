@@ -55,24 +55,22 @@ def answer_inputs(job: Job, inputs: Iterable[Any], output: Path, *, num_workers:
 def _answer_parts(ray: Any, job: Job, parts: Parts, numbers: Sequence[int], num_workers: int) -> None:
     import ray.data
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # importing it sets the level to INFO
     asked = resources(ray, num_workers)
     items = [{"number": number} for number in numbers]
     # A block a part: what is lost with a worker is the part that it was at.
     answered = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Answerer,
         batch_size=1,
-        concurrency=num_workers,
+        compute=ray.data.ActorPoolStrategy(size=num_workers),
         num_cpus=asked["CPU"],
         num_gpus=asked.get("GPU", 0.0),
         fn_constructor_args=(job, parts.directory),
     )
-    done = 0
-    for row in answered.iter_rows():
+    for done, row in enumerate(answered.iter_rows(), start=1):
         if row["error"]:
             raise ValueError(str(row["error"]))
-        done += 1
         logger.info("answered %d of %d parts", done, len(items))
 
 
@@ -119,8 +117,9 @@ class Parts:
 
     def inputs_of(self, number: int) -> list[str]:
         """The inputs of a part."""
-        lines = (self.directory / _INPUTS.format(number)).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        # Not `splitlines`: texts may hold other line breaks of Unicode.
+        lines = (self.directory / _INPUTS.format(number)).read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines if line]
 
     def spool(self, job: Job, inputs: Iterable[Any], portion: int) -> list[int]:
         """Write the inputs; returns how many each part has.
@@ -131,7 +130,8 @@ class Parts:
         self.directory.mkdir(parents=True, exist_ok=True)
         remembered = {"arguments": list(job.arguments), "portion": portion, "model": _model_digest(job)}
         same = self._remember(remembered)
-        iterator, counts = iter(inputs), []
+        counts: list[int] = []
+        iterator = iter(inputs)
         while texts := list(itertools.islice(iterator, portion)):
             self._put(len(counts), texts, same=same)
             counts.append(len(texts))

@@ -122,7 +122,12 @@ def search(
         from ray import tune
         from ray.tune.schedulers import ASHAScheduler
 
-        scheduler = ASHAScheduler(time_attr="training_iteration", max_t=max(1, max_epochs), reduction_factor=_REDUCTION)
+        scheduler = ASHAScheduler(
+            time_attr="training_iteration",
+            max_t=max(1, max_epochs),
+            reduction_factor=_REDUCTION,
+            stop_last_trials=False,
+        )
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(_run_trial, job=job, directory=directory), resources(ray, num_workers)
@@ -138,7 +143,8 @@ def search(
             ),
             run_config=tune.RunConfig(storage_path=str(directory / "ray"), name="search", verbose=0),
         )
-        results = list(tuner.fit())
+        grid = tuner.fit()
+        results = [grid[i] for i in range(len(grid))]
     trials = sorted((_trial(result, directory) for result in results), key=_worth, reverse=True)
     _keep_best(trials, results, output, directory)
     return trials
