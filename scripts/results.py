@@ -20,6 +20,7 @@ from typing import Any
 import dense_experiments
 import frame_experiments
 import nlp_experiments
+import ray_experiments
 import recsys_experiments
 import translation_experiments
 import vision_experiments
@@ -40,6 +41,7 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "image-input": vision_experiments.image_input,
     "image-classification": vision_experiments.image_classification,
     "kill-and-resume": frame_experiments.kill_and_resume,
+    "ray-answers": ray_experiments.ray_answers,
     "trec": nlp_experiments.trec,
     "sst2": nlp_experiments.sst2,
     "ag-news-10k": nlp_experiments.ag_news,
@@ -81,6 +83,12 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
     ],
     "image-classification": [{"ratio": "triptych fit / keras.Model.fit", "at_least": 0.97}],
     "kill-and-resume": [{"figure": "bit-equal after resuming", "at_least": "trials"}],
+    "ray-answers": [
+        {"figure": "texts: different inputs answered", "at_least": "texts: inputs"},
+        {"figure": "texts: answers", "at_most": "texts: inputs"},
+        {"figure": "images: different inputs answered", "at_least": "images: inputs"},
+        {"figure": "images: answers", "at_most": "images: inputs"},
+    ],
     "trec": [{"metric": "accuracy", "at_least": 0.962}],
     "sst2": [{"metric": "accuracy", "at_least": 0.905}],
     "ag-news-10k": [{"metric": "accuracy", "at_least": 0.90}],

@@ -46,13 +46,13 @@ def answer_inputs(job: Job, inputs: Iterable[Any], output: Path, *, num_workers:
     counts = parts.spool(job, inputs, portion)
     left = [number for number in range(len(counts)) if not parts.answers(number).exists()]
     if left:
-        with cluster(num_workers, show_output=False) as ray:
-            _answer_parts(ray, job, parts, left, num_workers)
+        with cluster(num_workers, show_output=False):
+            _answer_parts(job, parts, left, num_workers)
     parts.join(counts, output)
     return sum(counts)
 
 
-def _answer_parts(ray: Any, job: Job, parts: Parts, numbers: Sequence[int], num_workers: int) -> None:
+def _answer_parts(job: Job, parts: Parts, numbers: Sequence[int], num_workers: int) -> None:
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -84,7 +84,7 @@ class Answerer:
         self._refusal = ""
         try:
             self._predict = answering(job.module().COMMAND, job.arguments)
-        except ValueError as error:  # a refusal is an answer: Ray would make the actor again, and again
+        except (ValueError, TypeError, FileNotFoundError) as error:  # a refusal is an answer: Ray would make the actor again, and again
             self._refusal = str(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
