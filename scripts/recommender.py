@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from shared.artifact import check_target
-from shared.cli import OneLineParser, add_flags, config_from_flags, imported, run_script
+from shared.cli import OneLineParser, add_flags, apply_for_training, config_from_flags, imported, run_script
 from shared.pipeline import ExportFormat
 from shared.runtime import RuntimeConfig
 from shared.training_config import TrainingConfig
@@ -75,9 +75,8 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
         inner = leave_one_out(split.train)
         learned, validation = inner.train, inner.test
         split = replace(split, seen=validation if split.seen is None else validation.joined(split.seen))
-    runtime.apply()
-    pipeline = imported(command.pipeline)(config)
     checkpoint = output.with_name(output.name + ".checkpoint")
+    pipeline = apply_for_training(runtime, lambda: imported(command.pipeline)(config), learned, training, checkpoint)
     history = pipeline.fit(
         learned,
         validation,

@@ -66,7 +66,9 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "movielens-ratings": recsys_experiments.movielens_ratings,
     "beauty-sequences": recsys_experiments.beauty_sequences,
     "lastfm-sequences": recsys_experiments.lastfm_sequences,
+    "adult-ranking": recsys_experiments.adult_ranking,
     "ials": recsys_experiments.ials,
+    "ranking": recsys_experiments.ranking,
     "sasrec": recsys_experiments.sasrec,
     "top-k": recsys_experiments.top_k,
 }
@@ -123,6 +125,13 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
     "detection-train": [{"ratio": "triptych step / keras-hub RetinaNet step", "at_least": 3.0}],
     "movielens-ratings": [{"metric": "rmse", "at_most": 0.857}],
     "beauty-sequences": [{"metric": "recall@10", "at_least": 0.080}, {"metric": "ndcg@10", "at_least": 0.044}],
+    "adult-ranking": [
+        {"metric": f"auc, {model}", "at_least": 0.915} for model in ("dlrm", "dcn_v2", "deepfm", "wide_deep")
+    ],
+    "ranking": [
+        {"ratio": "triptych epoch / keras.Model.fit, same network", "at_least": 1.0},
+        {"ratio": "triptych epoch / keras-rs layers, fit", "at_least": 1.0},
+    ],
     "ials": [
         {
             "ratio": f"triptych, {factors} factors, {size} users / implicit, {factors} factors, {size} users",

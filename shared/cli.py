@@ -78,9 +78,10 @@ class TaskCommand:
     names the config fields that `train --help` shows; `--help-all` shows every one. `details` turns an evaluation's
     details into lines to print, and may write pictures into the directory that it is given. `inputs` turns the inputs
     of `predict` as they were typed into what the pipeline takes (or `NamedInput`s), and `answer_options` name keywords
-    of it; `portion` inputs are held at a time. `draw(input, answer, file)` writes a picture of an answer to `file`,
-    for `predict --pictures`. `baseline(train, validation, config)` is a line about a simple model, printed beside the
-    result. `check(examples, path, pictures)` describes data in lines and may write pictures: with it there is the verb
+    of it, `input_options` those of `inputs`; `portion` inputs are held at a time. `presets` says whether there are any.
+    `draw(input, answer, file)` writes a picture of an answer to `file`, for `predict --pictures`.
+    `baseline(train, validation, config)` is a line about a simple model, printed beside the result.
+    `check(examples, path, pictures)` describes data in lines and may write pictures: with it there is the verb
     `check`.
     """
 
@@ -91,11 +92,13 @@ class TaskCommand:
     read: Callable[..., Any]
     common: tuple[str, ...]
     details: Callable[[Any, Path | None], Sequence[str]] | None = None
-    inputs: Callable[[Sequence[str]], Iterable[Any]] = iter
+    inputs: Callable[..., Iterable[Any]] = iter
     inputs_help: str = "an input, such as a file"
     baseline: Callable[[Any, Any, Any], str] | None = None
     reader_options: tuple[ReaderOption, ...] = ()
     answer_options: tuple[AnswerOption, ...] = ()
+    input_options: tuple[ReaderOption, ...] = ()
+    presets: bool = True
     portion: int = 1024
     draw: Callable[[Any, Any, Path], None] | None = None
     check: Callable[[Any, Path, Path | None], Sequence[str]] | None = None
@@ -160,9 +163,8 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
     share = training.max_bad_share
     train = _read(command, options, options.train, "train", share)
     validation = None if options.validation is None else _read(command, options, options.validation, "test", share)
-    runtime.apply()
-    pipeline = _new_pipeline(command, options)
     checkpoint = output.with_name(output.name + ".checkpoint")
+    pipeline = apply_for_training(runtime, lambda: _new_pipeline(command, options), train, training, checkpoint)
     history = pipeline.fit(
         train,
         validation,
@@ -178,6 +180,19 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
     print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
     if validation is not None and command.baseline is not None:
         print(f"baseline    {_baseline(command, train, validation, pipeline.config)}")
+
+
+def apply_for_training(
+    runtime: RuntimeConfig, build: Callable[[], Any], train: Any, training: TrainingConfig, checkpoint: Path
+) -> Any:
+    """What `build` makes, under `runtime`; what is `auto` there is picked by a measurement, and printed."""
+    if "auto" in (runtime.precision, runtime.xla):
+        from shared.measuring import choose_runtime
+
+        print(choose_runtime(build, train, training=training, config=runtime, checkpoint=checkpoint))
+    else:
+        runtime.apply()
+    return build()
 
 
 def _baseline(command: TaskCommand, train: Any, validation: Any, config: Config) -> str:
@@ -293,6 +308,8 @@ def _evaluate(command: TaskCommand, options: argparse.Namespace, runtime: Runtim
 
 def _predict(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
     if (options.model is None) == (options.preset is None):
+        if not command.presets:
+            raise ValueError("`predict` needs --model DIR.")
         raise ValueError("`predict` needs either --model DIR or --preset REF.")
     if on_ray(options):
         _predict_on_ray(command, options, runtime)
@@ -303,7 +320,8 @@ def _predict(command: TaskCommand, options: argparse.Namespace, runtime: Runtime
         if options.output is not None:
             stream = stack.enter_context(Path(options.output).open("w", encoding="utf-8"))
         # In portions, so that many inputs need no more memory than a few.
-        inputs = map(_named, command.inputs(options.inputs))
+        asked_of_inputs = _given(options, "input", command.input_options)
+        inputs = map(_named, command.inputs(options.inputs, **asked_of_inputs))
         pictures = _Pictures(command, options)
         while portion := list(itertools.islice(inputs, command.portion)):
             values = [source.value for source in portion]
@@ -416,9 +434,10 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
     train = add_verb("train", "train on examples and save the pipeline; --help-all shows every flag")
     train.add_argument("--train", required=True, metavar="PATH", help="training examples")
     train.add_argument("--validation", metavar="PATH", help="examples that choose the best weights")
-    train.add_argument(
-        "--preset", metavar="REF", help="pretrained start: a name, a directory, hf://... or kaggle://..."
-    )
+    if command.presets:
+        train.add_argument(
+            "--preset", metavar="REF", help="pretrained start: a name, a directory, hf://... or kaggle://..."
+        )
     train.add_argument("--output", required=True, metavar="DIR", help="where the pipeline is saved")
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
     tune = add_verb("tune", "search over flags of train: trials on a Ray cluster, the bad ones ended early")
@@ -458,12 +477,16 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
     evaluate.add_argument("--pictures", metavar="DIR", help="write pictures (confusion matrix) there")
     predict = add_verb("predict", "answers for inputs, as JSON lines")
     predict.add_argument("--model", metavar="DIR", help="a saved pipeline")
-    predict.add_argument("--preset", metavar="REF", help="a preset with a head, instead of a saved pipeline")
+    if command.presets:
+        predict.add_argument("--preset", metavar="REF", help="a preset with a head, instead of a saved pipeline")
+    else:
+        parser.set_defaults(preset=None)
     predict.add_argument("--output", metavar="FILE", help="write there instead of to stdout")
     add_engine(predict)
     if command.draw is not None:
         predict.add_argument("--pictures", metavar="DIR", help="write a picture of each answer there")
     _add_options(predict, "answer", command.answer_options)
+    _add_options(predict, "input", command.input_options)
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help=command.inputs_help)
     export = add_verb("export", "write a form that runs without Triptych")
     export.add_argument("--model", required=True, metavar="DIR", help="a saved pipeline")

@@ -35,6 +35,7 @@ _PIPELINES = {
     "image_segmentation": "vision.segmentation:ImageSegmenter",
     "named_entity_recognition": "nlp.ner:EntityRecognizer",
     "object_detection": "vision.detection:ObjectDetector",
+    "ranking": "recsys.ranking:Ranker",
     "sequential_recommendation": "recsys.sequential:SequentialRecommender",
     "text_classification": "nlp.classification:TextClassifier",
     "translation": "nlp.translation:Translator",

@@ -11,11 +11,9 @@ import json
 import logging
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import keras
@@ -28,7 +26,9 @@ from shared.fingerprint import data_fingerprint
 from shared.optimizers import build_optimizer, build_schedule
 from shared.pipeline import FitOptions, History, Metrics, Pipeline, TrainingInterrupted
 from shared.progress import Progress, TrainingLog
+from shared.recomputation import recomputing
 from shared.runtime import current_runtime
+from shared.signals import StopSignals
 from shared.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ def run_fingerprint(pipeline: Pipeline, batches: InputPipeline) -> dict[str, Any
         "data": fingerprint,
         "num_replicas": runtime.num_replicas,
         "precision": runtime.precision,
+        "xla": runtime.xla,
     }
 
 
@@ -117,7 +118,7 @@ class TrainStep:
         self.optimizer = optimizer
         self.loss_sum = tf.Variable(0.0, trainable=False, dtype=tf.float32)
         self._variables = list(task.model.trainable_variables)
-        self._ema_decay = config.ema_decay
+        self._ema_decay, self._recompute = config.ema_decay, config.gradient_checkpointing
         self._sums = [_zeros_per_replica(v) for v in self._variables] if config.accumulation_steps > 1 else []
         # Statistics of batch normalisation are averaged along with the weights that they belong to.
         self.averaged = list(task.model.weights) if self._ema_decay else []
@@ -205,7 +206,8 @@ class TrainStep:
         """This replica's share of the mean loss over replicas and `count` batches, and the gradients of that share."""
         variables = self.task.model.trainable_variables
         with tf.GradientTape() as tape:
-            loss = tf.cast(self.task.loss(batch), tf.float32)
+            with recomputing(self._recompute):
+                loss = tf.cast(self.task.loss(batch), tf.float32)
             if self.task.model.losses:
                 loss += tf.add_n([tf.cast(extra, tf.float32) for extra in self.task.model.losses])
             loss /= self._num_replicas * count
@@ -271,7 +273,7 @@ class _Run:
             self._restore(state)
         self.progress = Progress(self.config.epochs)
         self.log = TrainingLog(self.options.log, self.records, self.options.after_epoch)
-        with _StopSignals(enabled=self.checkpoint is not None) as self.signals, contextlib.closing(self.progress):
+        with StopSignals(enabled=self.checkpoint is not None) as self.signals, contextlib.closing(self.progress):
             while self.epoch < self.config.epochs and not self.stopped_early:
                 self._run_epoch()
         return self._finish()
@@ -475,33 +477,6 @@ class _Run:
 
     def _elapsed(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
-
-
-class _StopSignals:
-    """Takes note of SIGTERM and SIGINT while training runs; a second one ends the process as usual."""
-
-    def __init__(self, *, enabled: bool) -> None:
-        # Python delivers signals to the main thread only.
-        self._enabled = enabled and threading.current_thread() is threading.main_thread()
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignals:
-        if self._enabled:
-            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._put_back()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._put_back()
-
-    def _put_back(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
 
 
 def _groups(batches: Iterator[Arrays], size: int) -> Generator[list[Arrays], None, None]:

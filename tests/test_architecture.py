@@ -116,7 +116,7 @@ LIGHT_MODULES = "shared, shared.config, shared.runtime, shared.data, shared.arti
 shared.classification, vision, vision.classification, vision.data, vision.images, vision.presets, \
 nlp, nlp.classification, nlp.ner, nlp.data, nlp.tags, nlp.metrics, nlp.presets, nlp.tokenization, \
 recsys, recsys.collaborative_filtering, recsys.data, recsys.metrics, recsys.splitting, recsys.top_k, recsys.baselines, \
-recsys.sequential, recsys.sequences"
+recsys.sequential, recsys.sequences, recsys.features, recsys.feature_encoder, recsys.feature_tables, recsys.ranking"
 
 
 def test_light_modules_load_no_tensorflow_and_change_nothing():

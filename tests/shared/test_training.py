@@ -54,7 +54,9 @@ def toy(
     loading = Loading(batch_size=batch_size, shuffle=True, num_threads=2)
     return TrainingTask(
         model=model,
-        loss=lambda batch: tf.reduce_mean(tf.square(model(batch["x"], training=True) - batch["y"])),
+        loss=lambda batch: tf.reduce_mean(
+            tf.square(tf.cast(model(batch["x"], training=True), tf.float32) - batch["y"])
+        ),
         batches=InputPipeline((inputs, targets), Stages(encode=lambda x, y: {"x": x, "y": y}), loading),
         validate=None if validate is None else lambda: Metrics({"score": validate(model)}),
         fingerprint={"labels": ("a", "b"), "num_examples": count},
@@ -404,10 +406,10 @@ def test_the_fingerprint_has_preset_data_precision_and_replicas(monkeypatch):
     assert found["data"] == data_fingerprint(batches.source)
     assert pipeline.provenance["data"] == {"fingerprint": found["data"], "num_examples": 24}
     monkeypatch.setattr(
-        "shared.training.current_runtime", lambda: SimpleNamespace(num_replicas=2, precision="bfloat16")
+        "shared.training.current_runtime", lambda: SimpleNamespace(num_replicas=2, precision="bfloat16", xla=True)
     )
     changed = {key for key, value in run_fingerprint(pipeline, batches).items() if found[key] != value}
-    assert changed == {"precision", "num_replicas"}
+    assert changed == {"precision", "xla", "num_replicas"}
 
 
 def test_a_state_is_not_overwritten_without_being_asked(finished):
