@@ -37,7 +37,6 @@ class RuntimeConfig(Config):
     deterministic: bool = option(False, "same results on each run also where a GPU would vary")
     memory_growth: bool = option(True, "take GPU memory as needed, not all at once")
     onednn: Switch = option("auto", "oneDNN kernels on the CPU; auto: on for x86")
-    workers: str = option("auto", "x")
     num_threads: int = option(0, "threads of TensorFlow on the CPU; 0: one a core", minimum=0)
 
     def prepare_environment(self) -> None:
