@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from shared.data import Arrays, InputPipeline, Loading, Stages
+from shared.data import Arrays, InputPipeline, Loading, Stages, prefetch
+from shared.distribution import BatchShares, Portion
 from shared.examples import Examples
 
 
@@ -35,9 +36,25 @@ class RowBatches(InputPipeline):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
 
+    def shares(self, portion: Portion, epoch: int = 0, start_batch: int = 0) -> Iterator[BatchShares]:
+        """The same batches for several devices: of each, the shares that this process prepares."""
+        return prefetch(self._row_shares(portion, epoch, start_batch), self.loading.prefetch)
+
+    def _row_shares(self, portion: Portion, epoch: int, start_batch: int) -> Iterator[BatchShares]:
+        for rows in self._rows(epoch, start_batch):
+            own = [np.asarray(part, np.int64) for part in portion.of(rows.tolist())]
+            # A share without rows holds one that is to weigh nothing.
+            parts = [self._taken(part if len(part) else rows[:1]) for part in own]
+            yield BatchShares(tuple(parts), tuple(map(len, own)), len(rows))
+
     def _batches(self, epoch: int, start_batch: int) -> Iterator[Arrays]:
+        yield from map(self._taken, self._rows(epoch, start_batch))
+
+    def _rows(self, epoch: int, start_batch: int) -> Iterator[np.ndarray]:
         size = self.loading.batch_size
         order = self._order(epoch, self.num_examples)
         for batch in range(start_batch, self.num_batches):
-            rows = order[batch * size : (batch + 1) * size]
-            yield {name: array[rows] for name, array in self.arrays.items()}
+            yield order[batch * size : (batch + 1) * size]
+
+    def _taken(self, rows: np.ndarray) -> Arrays:
+        return {name: array[rows] for name, array in self.arrays.items()}

@@ -24,6 +24,7 @@ import ray_experiments
 import recsys_experiments
 import translation_experiments
 import vision_experiments
+import worker_experiments
 from benchmark import hardware
 from experiment import ROOT
 
@@ -42,6 +43,7 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "image-classification": vision_experiments.image_classification,
     "kill-and-resume": frame_experiments.kill_and_resume,
     "ray-answers": ray_experiments.ray_answers,
+    "two-workers": worker_experiments.two_workers,
     "trec": nlp_experiments.trec,
     "sst2": nlp_experiments.sst2,
     "ag-news-10k": nlp_experiments.ag_news,
@@ -90,6 +92,10 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
         {"figure": "texts: answers", "at_most": "texts: inputs"},
         {"figure": "images: different inputs answered", "at_least": "images: inputs"},
         {"figure": "images: answers", "at_most": "images: inputs"},
+    ],
+    "two-workers": [
+        {"figure": f"{task}: two workers / one process", "at_least": 0.9}
+        for task in ("image classification", "text classification", "sequential recommendation")
     ],
     "trec": [{"metric": "accuracy", "at_least": 0.962}],
     "sst2": [{"metric": "accuracy", "at_least": 0.905}],

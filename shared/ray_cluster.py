@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from shared.launcher import LAUNCHED
+
 # How often a training is started anew, from its newest state, after a worker was lost.
 MAX_RESTARTS = 3
 # Characters of a worker's errors that are kept for the last line of them.
@@ -168,6 +170,7 @@ def train(job: Job, output: Path, *, num_workers: int) -> tuple[int, str]:
 def _in_worker(config: dict[str, Any]) -> None:
     import ray.train
 
+    os.environ[LAUNCHED] = "1"  # how the whole is resumed is said by the process that the user started
     code, message = config["job"].run()
     if code not in (0, 2):
         raise RuntimeError(f"exit code {code}: {message}")

@@ -84,7 +84,11 @@ class Answerer:
         self._refusal = ""
         try:
             self._predict = answering(job.module().COMMAND, job.arguments)
-        except (ValueError, TypeError, FileNotFoundError) as error:  # a refusal is an answer: Ray would make the actor again, and again
+        except (
+            ValueError,
+            TypeError,
+            FileNotFoundError,
+        ) as error:  # a refusal is an answer: Ray would make the actor again, and again
             self._refusal = str(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

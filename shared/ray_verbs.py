@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shared.artifact import check_target
 from shared.runtime import RuntimeConfig
 
 
@@ -22,7 +23,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 def on_ray(options: argparse.Namespace) -> bool:
     """Whether the verb is to run on a cluster, and this process only starts it."""
-    return getattr(options, "engine", "local") == "ray"
+    return options.verb == "tune" or getattr(options, "engine", "local") == "ray"
 
 
 def num_workers(runtime: RuntimeConfig) -> int:
@@ -61,6 +62,7 @@ def train_on_ray(options: argparse.Namespace, runtime: RuntimeConfig) -> None:
     from shared.ray_cluster import train
 
     output = Path(options.output)
+    check_target(output)
     checkpoint = CheckpointDirectory(output.with_name(output.name + ".checkpoint"))
     state = checkpoint.latest()
     if state is not None and not options.resume:
