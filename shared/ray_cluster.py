@@ -13,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import logging
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,9 @@ from shared.launcher import LAUNCHED
 MAX_RESTARTS = 3
 # Characters of a worker's errors that are kept for the last line of them.
 _REMEMBERED = 10_000
+# What the first worker prints, and what it came to.
+_SHOWN, _OUTCOME = "shown.txt", "outcome.json"
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True)
@@ -58,32 +63,9 @@ class Job:
         spec.loader.exec_module(module)
         return module
 
-    def run(self) -> tuple[int, str]:
-        """Run the script's command line in this process; returns its exit code and the last line of its errors."""
-        module, errors = self.module(), _Repeated(sys.stderr)
-        with contextlib.redirect_stderr(errors):
-            code = int(module.main(module.COMMAND, list(self.arguments)))
-        lines = errors.text.strip().splitlines()
-        return code, lines[-1].removeprefix("error: ") if code and lines else ""
-
-
-class _Repeated(io.StringIO):
-    """A stream that remembers the end of what it hands on."""
-
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__()
-        self._stream, self.text = stream, ""
-
-    def write(self, text: str) -> int:
-        self.text = (self.text + text)[-_REMEMBERED:]
-        return self._stream.write(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
 
 @contextlib.contextmanager
-def cluster(num_workers: int, *, show_output: bool) -> Iterator[Any]:
+def cluster(num_workers: int) -> Iterator[Any]:
     """The cluster that RAY_ADDRESS names, or one on this machine, with room for so many workers; gives Ray's module.
 
     Raises:
@@ -95,7 +77,7 @@ def cluster(num_workers: int, *, show_output: bool) -> Iterator[Any]:
     address = os.environ.get("RAY_ADDRESS")
     # Workers find the same modules as this process, wherever it was started.
     environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "log_to_driver": show_output}
+    options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "log_to_driver": False}
     if address is None:
         options |= {"include_dashboard": False, "num_cpus": max(num_workers, os.cpu_count() or 1)}
     ray.init(address=address, logging_level=logging.ERROR, **options)
@@ -111,6 +93,7 @@ def _imported_ray() -> Any:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # each printed line once
         "RAY_AIR_NEW_OUTPUT": "0",  # no tables of trials while they run
     }.items():
         os.environ.setdefault(name, value)
@@ -131,13 +114,13 @@ def resources(ray: Any, num_workers: int) -> dict[str, float]:
 
 
 def train(job: Job, output: Path, *, num_workers: int) -> tuple[int, str]:
-    """Run the command line of `train` in `num_workers` processes that TF_CONFIG joins.
+    """Run the command line of `train` in `num_workers` processes that TF_CONFIG joins; the first one's output is shown.
 
     When a worker is lost the others end, and all start anew from the newest state.
 
     Args:
         job: with --resume among its arguments, and without an engine.
-        output: where the pipeline is saved; Ray's own files lie beside it meanwhile.
+        output: where the pipeline is saved; what the processes tell us lies beside it meanwhile.
         num_workers: processes.
 
     Returns:
@@ -146,33 +129,93 @@ def train(job: Job, output: Path, *, num_workers: int) -> tuple[int, str]:
     Raises:
         RuntimeError: where workers were lost again and again.
     """
-    storage = output.absolute().with_name(output.name + ".ray")
-    with cluster(num_workers, show_output=True) as ray:
+    told = output.absolute().with_name(output.name + ".ray")
+    shutil.rmtree(told, ignore_errors=True)
+    told.mkdir(parents=True)
+    with cluster(num_workers) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.tensorflow import TensorflowTrainer
 
         asked = resources(ray, num_workers)
         trainer = TensorflowTrainer(
             _in_worker,
-            train_loop_config={"job": job},
+            train_loop_config={"job": job, "told": told},
             scaling_config=ScalingConfig(num_workers=num_workers, use_gpu="GPU" in asked, resources_per_worker=asked),
-            run_config=RunConfig(failure_config=FailureConfig(max_failures=MAX_RESTARTS), storage_path=str(storage)),
+            run_config=RunConfig(failure_config=FailureConfig(max_failures=MAX_RESTARTS), storage_path=str(told)),
         )
         try:
-            metrics = trainer.fit().metrics or {}
+            with _shown(told / _SHOWN):
+                trainer.fit()
         except TrainingFailedError as error:
-            raise RuntimeError(f"Workers were lost {MAX_RESTARTS + 1} times; the last time: {error}") from error
-        finally:
-            shutil.rmtree(storage, ignore_errors=True)
-    return int(metrics.get("code", 1)), str(metrics.get("message", ""))
+            raise RuntimeError(f"Workers failed {MAX_RESTARTS + 1} times; the last time: {error}") from error
+    code, message = json.loads((told / _OUTCOME).read_text(encoding="utf-8"))
+    shutil.rmtree(told)
+    return int(code), str(message)
 
 
 def _in_worker(config: dict[str, Any]) -> None:
+    """Run the job in a process of the cluster; what it refuses is told, all else is a fault, as is a lost worker."""
     import ray.train
 
     os.environ[LAUNCHED] = "1"  # how the whole is resumed is said by the process that the user started
-    code, message = config["job"].run()
+    is_first = ray.train.get_context().get_world_rank() == 0
+    told, job = config["told"], config["job"]
+    module = job.module()
+    with contextlib.ExitStack() as stack:
+        shown = stack.enter_context((told / _SHOWN if is_first else Path(os.devnull)).open("a", encoding="utf-8"))
+        errors = _Repeated(shown)
+        stack.enter_context(contextlib.redirect_stdout(shown))
+        stack.enter_context(contextlib.redirect_stderr(errors))
+        code = int(module.main(module.COMMAND, list(job.arguments)))
+    lines = errors.end.strip().splitlines()
+    message = lines[-1].removeprefix("error: ") if code and lines else ""
     if code not in (0, 2):
         raise RuntimeError(f"exit code {code}: {message}")
-    # All report, so that a refusal by all is told from the loss of one.
-    ray.train.report({"code": code, "message": message})
+    if is_first:
+        write_whole(told / _OUTCOME, json.dumps([code, message]))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there as a whole or not at all; two that write the same do no harm."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+class _Repeated(io.StringIO):
+    """A stream that hands on what is written, line by line as it comes, and remembers the end of it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream, self.end = stream, ""
+
+    def write(self, text: str) -> int:
+        self.end = (self.end + text)[-_REMEMBERED:]
+        count = self._stream.write(text)
+        self._stream.flush()
+        return count
+
+
+@contextlib.contextmanager
+def _shown(file: Path) -> Iterator[None]:
+    """Print what comes into `file`, within the block, to stderr."""
+    ended = threading.Event()
+    thread = threading.Thread(target=_show, args=(file, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _show(file: Path, ended: threading.Event) -> None:
+    place, last = 0, False
+    while not last:
+        last = ended.wait(_SECONDS_BETWEEN_LOOKS)  # one more look after the end
+        if file.exists():
+            with file.open(encoding="utf-8", errors="replace") as stream:
+                stream.seek(place)
+                sys.stderr.write(stream.read())
+                sys.stderr.flush()
+                place = stream.tell()

@@ -11,14 +11,13 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from shared.artifact import MANIFEST
-from shared.ray_cluster import Job, cluster, resources
+from shared.ray_cluster import Job, cluster, resources, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ def answer_inputs(job: Job, inputs: Iterable[Any], output: Path, *, num_workers:
     counts = parts.spool(job, inputs, portion)
     left = [number for number in range(len(counts)) if not parts.answers(number).exists()]
     if left:
-        with cluster(num_workers, show_output=False):
+        with cluster(num_workers):
             _answer_parts(job, parts, left, num_workers)
     parts.join(counts, output)
     return sum(counts)
@@ -179,12 +178,7 @@ class Parts:
 
 
 def _write_lines(path: Path, values: Iterable[Any]) -> None:
-    """JSON lines, put in place as a whole; two that write the same do no harm."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        for value in values:
-            stream.write(json.dumps(value, ensure_ascii=False) + "\n")
-    partial.replace(path)
+    write_whole(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 
 
 def _model_digest(job: Job) -> str:

@@ -118,7 +118,7 @@ def search(
         ValueError: where no trial came to its end; what the first one was refused for.
     """
     directory = output.absolute().with_name(output.name + ".trials")
-    with cluster(num_workers, show_output=False) as ray:
+    with cluster(num_workers) as ray:
         from ray import tune
         from ray.tune.schedulers import ASHAScheduler
 

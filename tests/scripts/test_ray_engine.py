@@ -136,3 +136,31 @@ def test_tune_refuses_flags_that_do_not_exist(place):
     )
     assert searched.returncode == 2
     assert "There is no flag 'learningrate' to search. Did you mean 'learning_rate'?" in searched.stderr
+
+
+@pytest.mark.slow
+def test_training_on_ray_is_that_of_the_same_workers_without(place):
+    import numpy as np
+
+    from nlp import TextClassifier
+
+    flags = ["--train", "train.csv", "--epochs", "2", *_SMALL]
+    weights = []
+    for name, workers in (("local", ["--workers", "local:2"]), ("ray", ["--engine", "ray", "--workers", "2"])):
+        trained = run(place, "train", "--output", name, *flags, *workers)
+        assert trained.returncode == 0, trained.stderr
+        assert "epoch 2/2" in trained.stderr
+        weights.append(TextClassifier.load(place / name).model.get_weights())
+    for local, on_ray in zip(*weights, strict=True):
+        np.testing.assert_allclose(on_ray, local, atol=1e-5)
+    assert not (place / "ray.ray").exists()
+
+
+@pytest.mark.slow
+def test_what_the_workers_refuse_is_one_line(place):
+    refused = run(
+        place, "train", "--train", "absent.csv", "--output", "x", "--engine", "ray", "--workers", "2", *_SMALL
+    )
+    assert refused.returncode == 2
+    assert refused.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "absent.csv" in refused.stderr.strip().splitlines()[-1]
