@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from recsys.feature_tables import read_criteo, read_features
     from recsys.features import Features
     from recsys.interactions import Interactions
+    from recsys.item_index import ItemIndex
     from recsys.ranking import Ranker, RankerConfig
+    from recsys.retrieval import TwoTowerRetriever, TwoTowerRetrieverConfig
     from recsys.sequential import SequentialRecommender, SequentialRecommenderConfig
     from recsys.splitting import Holdout, Split
 
@@ -37,6 +39,7 @@ _HOMES = {
     "Features": "recsys.features",
     "Holdout": "recsys.splitting",
     "Interactions": "recsys.interactions",
+    "ItemIndex": "recsys.item_index",
     "Ranker": "recsys.ranking",
     "RankerConfig": "recsys.ranking",
     "Recommendations": "recsys.answers",
@@ -46,6 +49,8 @@ _HOMES = {
     "SequentialRecommenderConfig": "recsys.sequential",
     "SimilarItems": "recsys.answers",
     "Split": "recsys.splitting",
+    "TwoTowerRetriever": "recsys.retrieval",
+    "TwoTowerRetrieverConfig": "recsys.retrieval",
     "read_criteo": "recsys.feature_tables",
     "read_features": "recsys.feature_tables",
     "read_interactions": "recsys.data",
@@ -59,6 +64,7 @@ __all__ = [
     "Features",
     "Holdout",
     "Interactions",
+    "ItemIndex",
     "Ranker",
     "RankerConfig",
     "Recommendations",
@@ -68,6 +74,8 @@ __all__ = [
     "SequentialRecommenderConfig",
     "SimilarItems",
     "Split",
+    "TwoTowerRetriever",
+    "TwoTowerRetrieverConfig",
     "read_criteo",
     "read_features",
     "read_interactions",

@@ -9,6 +9,7 @@ import numpy as np
 
 from recsys.answers import Id, Origin, Recommendations, Scores, SimilarItems
 from recsys.fitted import Fitted
+from recsys.item_index import ItemIndex
 from recsys.models.scorers import ItemScorer
 from recsys.top_k import top_k
 from shared.examples import listed
@@ -22,16 +23,22 @@ def recommendations(
     seen: bool = True,
     exclude: Iterable[Id] = (),
     candidates: Iterable[Id] | None = None,
+    index: ItemIndex | None = None,
 ) -> list[Recommendations]:
     """The best `k` items for each user; see `CollaborativeFilter.recommend`."""
     users = listed(users, "users")
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"`k` must be a whole number, at least 1; received {k!r}.")
+    if index is not None:
+        if candidates is not None:
+            raise ValueError("`candidates` are ranked exactly, and quickly where they are few. Leave out `index`.")
+        fitted = fitted.over(index)
     rows = fitted.audience.users.numbers(users)
-    found, scores = fitted.ranked(rows, int(k), seen=seen, blocked=fitted.blocked(exclude, candidates))
+    blocked = fitted.blocked(exclude, candidates)
+    found, scores = fitted.ranked(rows, int(k), seen=seen, blocked=blocked, index=index)
     return [
         Recommendations(plain(user), *_answer(fitted, *row), origin=origin)
-        for user, row, origin in zip(users, zip(found, scores, strict=True), _origins(fitted.usable(rows)), strict=True)
+        for user, row, origin in zip(users, zip(found, scores, strict=True), _origins(fitted, rows), strict=True)
     ]
 
 
@@ -44,7 +51,7 @@ def pair_answers(fitted: Fitted, inputs: Sequence[Any]) -> list[Scores]:
     scores = np.split(fitted.pair_scores(np.repeat(users, counts), items), np.cumsum(counts)[:-1])
     return [
         Scores(user, tuple(items), tuple(part.tolist()), origin)
-        for (user, items), part, origin in zip(pairs, scores, _origins(fitted.usable(users)), strict=False)
+        for (user, items), part, origin in zip(pairs, scores, _origins(fitted, users), strict=False)
     ]
 
 
@@ -82,5 +89,10 @@ def _pair(pair: Any) -> tuple[Id, list[Id]]:
     return plain(user), [plain(item) for item in items] if several else [plain(items)]
 
 
-def _origins(usable: np.ndarray) -> list[Origin]:
-    return ["model" if good else "popularity" for good in usable.tolist()]
+def _origins(fitted: Fitted, users: np.ndarray) -> list[Origin]:
+    origins: list[Origin] = ["model" if good else "popularity" for good in fitted.usable(users).tolist()]
+    by_features = fitted.audience.by_features
+    if by_features is not None:
+        for place in np.flatnonzero((users >= 0) & np.append(by_features, False)[users]).tolist():
+            origins[place] = "features"
+    return origins
