@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from shared.artifact import check_target
-from shared.cli import OneLineParser, add_flags, apply_for_training, config_from_flags, imported, run_script, run_verb
+from shared.cli import OneLineParser, apply_for_training, imported, run_script, run_verb
 from shared.examples import existing_file
+from shared.flags import add_flags, config_from_flags
 from shared.pipeline import ExportFormat
 from shared.ray_verbs import add_engine
 from shared.runtime import RuntimeConfig, current_runtime

@@ -17,22 +17,21 @@ import os
 import shlex
 import shutil
 import sys
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn, get_args
 
 from shared.artifact import check_target
-from shared.config import Config, describe_type, field_types
+from shared.config import Config
 from shared.exit_codes import DOMAINS, mapped_errors, resume_command
+from shared.flags import NOT_GIVEN, add_flags, config_from_flags, given_flags
 from shared.launcher import LAUNCHED, local_workers, run_local_workers
 from shared.pipeline import ExportFormat, Pipeline
 from shared.ray_verbs import add_engine, num_workers, on_ray, ray_job, train_on_ray
 from shared.runtime import RuntimeConfig, current_runtime
 from shared.training_config import TrainingConfig
 
-_NOT_GIVEN = object()
 # Inputs that a worker of a cluster is given at a time: what is done again when one is lost.
 _RAY_PORTION = 256
 
@@ -302,7 +301,7 @@ def _with_values(command: TaskCommand, options: argparse.Namespace, values: Mapp
     chosen = parser.parse_args(
         [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
     )
-    given = {name: value for name, value in vars(chosen).items() if value is not _NOT_GIVEN}
+    given = {name: value for name, value in vars(chosen).items() if value is not NOT_GIVEN}
     changed = argparse.Namespace(**{**vars(options), **given})
     config_from_flags(TrainingConfig, changed)  # refuses what is out of range
     return changed
@@ -539,81 +538,3 @@ class _Formatter(argparse.HelpFormatter):
     def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
         # The full usage would repeat the forty flags listed below it.
         return f"usage: {self._prog} [flags]\n\n"
-
-
-def add_flags(
-    parser: argparse.ArgumentParser, config_class: type[Config], *, shown: Sequence[str] | None = None
-) -> None:
-    """Add a flag for each field of a config; fields not in `shown` work but are left out of the help.
-
-    Raises:
-        ValueError: where two configs have a field of the same name and the same parser.
-    """
-    group = parser.add_argument_group(config_class.__name__)
-    types = field_types(config_class)
-    for field in fields(config_class):
-        flag = _flag(config_class, field.name)
-        unit = f" {field.metadata['unit']}" if field.metadata.get("unit") else ""
-        text = f"{field.metadata['help']} (default: {_shown_default(field.default)}{unit})".replace("%", "%%")
-        hidden = shown is not None and field.name not in shown
-        group.add_argument(
-            flag,
-            dest=_destination(config_class, field.name),
-            default=_NOT_GIVEN,
-            help=argparse.SUPPRESS if hidden else text,
-            **_parsing(types[field.name]),
-        )
-
-
-def _flag(config_class: type[Config], name: str) -> str:
-    # A pipeline's seed and a training run's are different things; the data order's keeps a name of its own.
-    if name == "seed" and config_class is TrainingConfig:
-        return "--data-seed"
-    return "--" + name.replace("_", "-")
-
-
-def _destination(config_class: type[Config], name: str) -> str:
-    return f"{config_class.__name__}.{name}"
-
-
-def _parsing(annotation: Any) -> dict[str, Any]:
-    """Arguments of `add_argument` for a field's type."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if origin is Literal:
-        return {"choices": arguments, "type": type(arguments[0]), "metavar": "|".join(map(str, arguments))}
-    if origin is tuple:
-        item = arguments[0]
-        return {
-            "type": lambda text: tuple(item(part.strip()) for part in text.split(",") if part.strip()),
-            "metavar": "A,B,...",
-        }
-    if annotation in (int, float, str):
-        return {"type": annotation, "metavar": {int: "N", float: "X", str: "TEXT"}[annotation]}
-    raise TypeError(f"No flag can be made for a field that is {describe_type(annotation)}.")
-
-
-def _shown_default(default: Any) -> str:
-    if default is MISSING:
-        return "required"
-    if isinstance(default, tuple):
-        return ",".join(map(str, default)) or "none"
-    return "yes" if default is True else "no" if default is False else str(default)
-
-
-def given_flags(config_class: type[Config], options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a config that the user gave a flag for."""
-    values = {
-        field.name: getattr(options, _destination(config_class, field.name), _NOT_GIVEN)
-        for field in fields(config_class)
-    }
-    return {name: value for name, value in values.items() if value is not _NOT_GIVEN}
-
-
-_ConfigT = typing.TypeVar("_ConfigT", bound=Config)
-
-
-def config_from_flags(config_class: type[_ConfigT], options: argparse.Namespace) -> _ConfigT:
-    """The config that the flags give; defaults where there is no flag."""
-    return config_class.from_dict(given_flags(config_class, options))
