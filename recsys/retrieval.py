@@ -6,7 +6,7 @@ their features, and that training goes by batches of interactions, whatever the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -324,6 +324,7 @@ class TwoTowerRetriever(Pipeline):
         resume: bool = False,
         log: str | Path | None = None,
         profile: str | Path | None = None,
+        after_epoch: Callable[[dict[str, Any]], None] | None = None,
     ) -> History:
         """Train on `train`, keeping the weights that are best on `validation` by ndcg@10.
 
@@ -337,6 +338,7 @@ class TwoTowerRetriever(Pipeline):
             resume: go on with the state there.
             log: file for one JSON line per epoch.
             profile: directory for a trace and a summary of where the time goes.
+            after_epoch: is called after each epoch with its record.
 
         Raises:
             TypeError, ValueError: for data, features or options that do not fit; the message says what was expected.
@@ -345,7 +347,14 @@ class TwoTowerRetriever(Pipeline):
         self._features = _given(user_features, item_features)
         try:
             return super().fit(
-                train, validation, training=training, checkpoint=checkpoint, resume=resume, log=log, profile=profile
+                train,
+                validation,
+                training=training,
+                checkpoint=checkpoint,
+                resume=resume,
+                log=log,
+                after_epoch=after_epoch,
+                profile=profile,
             )
         finally:
             self._features = {}
