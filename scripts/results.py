@@ -21,6 +21,7 @@ import collaborative_experiments
 import dense_experiments
 import frame_experiments
 import nlp_experiments
+import ray_experiments
 import recsys_experiments
 import translation_experiments
 import vision_experiments
@@ -42,6 +43,7 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "image-input": vision_experiments.image_input,
     "image-classification": vision_experiments.image_classification,
     "kill-and-resume": frame_experiments.kill_and_resume,
+    "ray-answers": ray_experiments.ray_answers,
     "two-workers": worker_experiments.two_workers,
     "trec": nlp_experiments.trec,
     "sst2": nlp_experiments.sst2,
@@ -89,6 +91,12 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
     ],
     "image-classification": [{"ratio": "triptych fit / keras.Model.fit", "at_least": 0.97}],
     "kill-and-resume": [{"figure": "bit-equal after resuming", "at_least": "trials"}],
+    "ray-answers": [
+        {"figure": "texts: different inputs answered", "at_least": "texts: inputs"},
+        {"figure": "texts: answers", "at_most": "texts: inputs"},
+        {"figure": "images: different inputs answered", "at_least": "images: inputs"},
+        {"figure": "images: answers", "at_most": "images: inputs"},
+    ],
     "two-workers": [
         {"figure": f"{task}: two workers / one process", "at_least": 0.9}
         for task in ("image classification", "text classification", "sequential recommendation")
