@@ -6,7 +6,7 @@
     python scripts/image_segmentation.py predict --model streets-model --pictures drawn crossing.jpg
 
 A data path is a folder of images with its folder of masks beside it (`masks` beside `images`, `trainannot` beside
-`train`), or the folder that holds both. `classes.txt` has the class names.
+`train`), the folder that holds both, or a COCO JSON file of instances. `classes.txt` has the class names of folders.
 """
 
 from __future__ import annotations
@@ -51,14 +51,10 @@ def _numbers(name: str, text: str) -> list[int]:
 
 
 def inputs(typed: Sequence[str]) -> Iterator[str]:
-    """Images: paths as they are, those of a folder one by one."""
-    from vision.data import image_files
+    """Images: paths, those of folders and of lists."""
+    from vision.data import image_inputs
 
-    for text in typed:
-        if Path(text).is_dir():
-            yield from map(str, image_files(Path(text)))
-        else:
-            yield text
+    return image_inputs(typed)
 
 
 def draw(source: Any, answer: Any, file: Path) -> None:
@@ -88,14 +84,16 @@ COMMAND = TaskCommand(
     config="vision.segmentation:ImageSegmenterConfig",
     read=read,
     inputs=inputs,
-    inputs_help="an image, or a folder of images",
+    inputs_help="an image, a folder of images, or @FILE for a list of paths",
     portion=32,
     draw=draw,
     check=check,
     reader_options=(
         ReaderOption("masks", "folder of the masks, where it is not beside the images"),
         ReaderOption(
-            "classes", "class names by number with commas between them, or a file of them (default: classes.txt)"
+            "classes",
+            "class names by number with commas between them, or a file of them (default: classes.txt); of COCO "
+            "those to take (default: all)",
         ),
         ReaderOption("colours", "pixel values of the classes where they are not their numbers, as 0,255"),
         ReaderOption("ignore", "pixel values that are no class, as 255"),
