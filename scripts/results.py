@@ -23,6 +23,7 @@ import frame_experiments
 import nlp_experiments
 import ray_experiments
 import recsys_experiments
+import retrieval_experiments
 import translation_experiments
 import vision_experiments
 import worker_experiments
@@ -76,6 +77,8 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "ials": recsys_experiments.ials,
     "ranking": recsys_experiments.ranking,
     "sasrec": recsys_experiments.sasrec,
+    "movielens-retrieval": retrieval_experiments.movielens_retrieval,
+    "two-tower": retrieval_experiments.two_tower,
     "top-k": recsys_experiments.top_k,
 }
 
@@ -154,6 +157,8 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
         for factors in (64, 256)
     ],
     "top-k": [{"ratio": "triptych top_k_products / faiss IndexFlatIP", "at_least": 0.9}],
+    "movielens-retrieval": [{"metric": "ndcg@10", "at_least": "ndcg@10, popularity"}],
+    "two-tower": [{"ratio": "triptych, batches of 4096 / TFRS adagrad, batches of 4096", "at_least": 1.5}],
     "sasrec": [{"ratio": "triptych epoch / RecTools epoch", "at_least": 1.5}],
     "lastfm-sequences": [{"metric": "recall@10", "at_least": 0.0688}, {"metric": "ndcg@10", "at_least": 0.0390}],
     "ner-inference": [{"ratio": "triptych predict / transformers.pipeline(batch_size=32)", "at_least": 2.5}],
