@@ -176,15 +176,17 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
         resume=options.resume,
         log=output.with_name(output.name + ".log.jsonl"),
     )
-    if not current_runtime().workers.is_first:
+    workers = current_runtime().workers
+    if not workers.is_first:
         return  # the first of several workers scores, saves and tells
-    if validation is not None:
-        print(f"validation  {pipeline.evaluate(validation, max_bad_share=share)}")
-    pipeline.save(output)
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
-    if validation is not None and command.baseline is not None:
-        print(f"baseline    {_baseline(command, train, validation, pipeline.config)}")
+    with workers.acting_alone():
+        if validation is not None:
+            print(f"validation  {pipeline.evaluate(validation, max_bad_share=share)}")
+        pipeline.save(output)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
+        if validation is not None and command.baseline is not None:
+            print(f"baseline    {_baseline(command, train, validation, pipeline.config)}")
 
 
 def apply_for_training(
