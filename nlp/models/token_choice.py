@@ -86,7 +86,8 @@ def top_tokens(
     """The largest logits of each row, from the largest down, and their tokens: (V, R) -> (R, count) twice.
 
     A row's `count` largest lie in the `count` chunks of tokens with the largest maxima, so most are never sorted. Where
-    tokens are banned, as many more chunks are looked at: maxima of no others are too large. `logits` may be overwritten.
+    tokens are banned, as many more chunks are looked at, for no other maxima are too large. `logits` may be
+    overwritten.
 
     Args:
         logits: of all tokens.
