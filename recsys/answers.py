@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 Id: TypeAlias = str | int
-# Where an answer comes from: the model, or, for users without a usable history, the popularity of items.
-Origin: TypeAlias = Literal["model", "popularity"]
+# Where an answer comes from: the model, or, for users without a usable history, the model by their features alone where
+# it takes any and knows some, or else the popularity of items.
+Origin: TypeAlias = Literal["model", "features", "popularity"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,16 @@ class Explanation:
         """Plain values, ready for JSON."""
         because = [[item, round(part, 6)] for item, part in self.because]
         return {"user": self.user, "item": self.item, "score": round(self.score, 6), "because": because}
+
+
+@dataclass(frozen=True)
+class RowScore:
+    """The score of a row: the probability of a click, or a rating. `id` is the row's, where its table has ids."""
+
+    score: float
+    id: Id | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        score = {"score": round(self.score, 6)}
+        return score if self.id is None else {"id": self.id, **score}

@@ -208,6 +208,19 @@ def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(losses.mean()) if len(labels) else float("nan")
 
 
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, *, num_bins: int = 10) -> float:
+    """How far what is predicted is from what happens: a mean over bins of equally many rows; NaN of nothing.
+
+    The rows are sorted by probability and cut into bins; of each, |mean probability - share of positives| counts by its
+    rows (the expected calibration error of Naeini et al. 2015, with bins by quantile).
+    """
+    probabilities, labels = _same_length(probabilities, labels)
+    order = np.argsort(probabilities, kind="stable")
+    bins = [rows for rows in np.array_split(order, num_bins) if len(rows)]
+    distances = [abs(float(probabilities[rows].mean() - labels[rows].mean())) * len(rows) for rows in bins]
+    return sum(distances) / len(order) if len(order) else float("nan")
+
+
 def _same_length(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.shape != second.shape or first.ndim != 1:

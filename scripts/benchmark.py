@@ -228,6 +228,7 @@ BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "text-finetune": nlp_benchmarks.text_finetune,
     "ner-inference": nlp_benchmarks.ner_inference,
     "ials": recsys_benchmarks.ials,
+    "ranking": recsys_benchmarks.ranking,
     "sasrec": recsys_benchmarks.sasrec,
     "top-k": recsys_benchmarks.top_k,
     "translation-decode": translation_benchmarks.translation_decode,

@@ -1,8 +1,8 @@
 """Benchmarks of recommenders beside their peers, for `benchmark.py`.
 
 The peers run in the interpreter that TRIPTYCH_PEER names, or in ours: `sasrec` needs rectools[torch], `ials` implicit,
-`top-k` faiss-cpu. `sasrec` reads Amazon Beauty from TRIPTYCH_DATA where that is there, else made sequences of about the
-same shape.
+`top-k` faiss-cpu; `ranking` runs in one process, and needs keras-rs. `sasrec` reads Amazon Beauty from TRIPTYCH_DATA
+where that is there, else made sequences of about the same shape.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def ials(repeats: int) -> dict[str, Any]:
         for factors in _FACTORS:
             size = f"{factors} factors, {num_users // 1000}k users"
             course = _Ials(matrix, factors)
-            with _peer("retrieval.py", job, "ials") as peer, tempfile.TemporaryDirectory() as directory:
+            with _peer("implicit_faiss.py", job, "ials") as peer, tempfile.TemporaryDirectory() as directory:
                 ours, theirs = f"triptych, {size}", f"implicit, {size}"
                 sides = {ours: course.rate, theirs: _peer_rate(peer, str(factors))}
                 found = measured(sides, repeats)
@@ -203,7 +203,7 @@ def top_k(repeats: int) -> dict[str, Any]:
         top_k_products(queries, items, 10)
         return _QUERIES / (time.perf_counter() - start)
 
-    with _peer("retrieval.py", {"queries": queries, "items": items, "k": 10}, "top-k") as peer:
+    with _peer("implicit_faiss.py", {"queries": queries, "items": items, "k": 10}, "top-k") as peer:
         sides: dict[str, Callable[[], float]] = {
             "triptych top_k_products": ours,
             "faiss IndexFlatIP": lambda: _QUERIES / peer("search"),
@@ -239,3 +239,89 @@ def _seconds(process: subprocess.Popen[str], line: str) -> float:
     if not answer:
         raise RuntimeError("The peer's process ended; see the head of this file for what it needs (TRIPTYCH_PEER).")
     return float(json.loads(answer)["seconds"])
+
+
+# A table of the shape of Adult: rows, categorical columns with so many categories, numeric columns.
+_ROWS, _SIZES_OF_COLUMNS, _NUMERIC = 32_768, (9, 16, 7, 15, 6, 5, 2, 42), 6
+_RANKER: dict[str, Any] = {"model": "dlrm", "dim": 16, "hidden": (256, 128), "bottom": (64,), "dropout": 0.0}
+_RANKING_BATCH = 256
+
+
+def ranking(repeats: int) -> dict[str, Any]:
+    """Rows/s of an epoch of DLRM: ours, `keras.Model.fit` on the same network, and keras-rs's layers."""
+    import keras
+    from benchmark import measured, ratios
+
+    from recsys import Features, Ranker, RankerConfig
+    from shared.optimizers import build_optimizer
+    from shared.training import TrainStep
+
+    rng = np.random.default_rng(0)
+    codes = [rng.integers(0, size, _ROWS) for size in _SIZES_OF_COLUMNS]
+    columns: dict[str, Any] = {f"c{i}": [f"value {code}" for code in column] for i, column in enumerate(codes)}
+    columns |= {f"n{number}": rng.normal(0, 1, _ROWS) for number in range(_NUMERIC)}
+    table = Features(columns, targets=(codes[0] + codes[1] > 12).astype(np.float32))
+    training = TrainingConfig(batch_size=_RANKING_BATCH, learning_rate=_RATE, weight_decay=0.0, clip_norm=0.0)
+    ranker = Ranker(RankerConfig(**_RANKER, buckets=0))
+    task = ranker.training_task(table, training)
+    step = TrainStep(task, build_optimizer(training, task.model.trainable_variables, _RATE), training)
+    epochs = iter(range(1_000_000))
+
+    def ours() -> None:
+        for batch in task.batches.epoch(next(epochs)):
+            step([batch])
+        step.loss_sum.numpy()
+
+    def inputs_alone() -> None:
+        for _ in task.batches.epoch(next(epochs)):
+            pass
+
+    arrays = ranker._known_encoder.encode(table)
+    same: Any = ranker._new_network()
+    composed = _keras_rs_dlrm(arrays["numbers"].shape[1])
+    parts: list[Any] = [*(column.astype(np.int32) for column in codes), arrays["numbers"]]
+    for network in (same, composed):
+        loss = keras.losses.BinaryCrossentropy(from_logits=True)
+        network.compile(optimizer=keras.optimizers.Adam(_RATE), loss=loss)
+    fields: dict[str, Any] = {"batch_size": _RANKING_BATCH, "epochs": 1, "verbose": 0}
+    sides: dict[str, Callable[[], float]] = {
+        "triptych epoch": lambda: _rows_per_second(ours),
+        "keras.Model.fit, same network": lambda: _rows_per_second(lambda: same.fit(arrays, table.targets, **fields)),
+        "keras-rs layers, fit": lambda: _rows_per_second(lambda: composed.fit(parts, table.targets, **fields)),
+        "triptych, batches alone": lambda: _rows_per_second(inputs_alone),
+    }
+    rates = measured(sides, repeats)
+    share = rates["triptych epoch"]["median"] / rates["triptych, batches alone"]["median"]
+    what = ", ".join(f"{name} {value}" for name, value in _RANKER.items())
+    return {
+        "unit": "rows/s",
+        "files": f"made rows: {_ROWS:,} of {len(codes)} categorical and {_NUMERIC} numeric columns; {what}, batches of "
+        f"{_RANKING_BATCH}, Adam, float32",
+        "rates": rates,
+        "ratios": ratios({name: rate for name, rate in rates.items() if "alone" not in name}, "triptych epoch"),
+        "figures": {"batches' share of an epoch's time, were they not made beside it": share},
+    }
+
+
+def _keras_rs_dlrm(num_numbers: int) -> Any:
+    """The same network out of Keras's and keras-rs's layers, a table for each column."""
+    import keras
+    import keras_rs
+
+    layers, dim = keras.layers, _RANKER["dim"]
+    codes = [keras.Input((), dtype="int32") for _ in _SIZES_OF_COLUMNS]
+    numbers = keras.Input((num_numbers,))
+    vectors = [layers.Embedding(size, dim)(code) for size, code in zip(_SIZES_OF_COLUMNS, codes, strict=True)]
+    dense = numbers
+    for width in (*_RANKER["bottom"], dim):
+        dense = layers.Dense(width, activation="relu")(dense)
+    values = layers.Concatenate()([dense, keras_rs.layers.DotInteraction()([dense, *vectors])])
+    for width in _RANKER["hidden"]:
+        values = layers.Dense(width, activation="relu")(values)
+    return keras.Model([*codes, numbers], layers.Dense(1)(values))
+
+
+def _rows_per_second(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return _ROWS / (time.perf_counter() - start)

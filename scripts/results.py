@@ -23,6 +23,7 @@ import nlp_experiments
 import recsys_experiments
 import translation_experiments
 import vision_experiments
+import worker_experiments
 from benchmark import hardware
 from experiment import ROOT
 
@@ -40,6 +41,7 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "image-input": vision_experiments.image_input,
     "image-classification": vision_experiments.image_classification,
     "kill-and-resume": frame_experiments.kill_and_resume,
+    "two-workers": worker_experiments.two_workers,
     "trec": nlp_experiments.trec,
     "sst2": nlp_experiments.sst2,
     "ag-news-10k": nlp_experiments.ag_news,
@@ -64,7 +66,9 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "movielens-ratings": recsys_experiments.movielens_ratings,
     "beauty-sequences": recsys_experiments.beauty_sequences,
     "lastfm-sequences": recsys_experiments.lastfm_sequences,
+    "adult-ranking": recsys_experiments.adult_ranking,
     "ials": recsys_experiments.ials,
+    "ranking": recsys_experiments.ranking,
     "sasrec": recsys_experiments.sasrec,
     "top-k": recsys_experiments.top_k,
 }
@@ -81,6 +85,10 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
     ],
     "image-classification": [{"ratio": "triptych fit / keras.Model.fit", "at_least": 0.97}],
     "kill-and-resume": [{"figure": "bit-equal after resuming", "at_least": "trials"}],
+    "two-workers": [
+        {"figure": f"{task}: two workers / one process", "at_least": 0.9}
+        for task in ("image classification", "text classification", "sequential recommendation")
+    ],
     "trec": [{"metric": "accuracy", "at_least": 0.962}],
     "sst2": [{"metric": "accuracy", "at_least": 0.905}],
     "ag-news-10k": [{"metric": "accuracy", "at_least": 0.90}],
@@ -115,6 +123,13 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
     "detection-train": [{"ratio": "triptych step / keras-hub RetinaNet step", "at_least": 3.0}],
     "movielens-ratings": [{"metric": "rmse", "at_most": 0.857}],
     "beauty-sequences": [{"metric": "recall@10", "at_least": 0.080}, {"metric": "ndcg@10", "at_least": 0.044}],
+    "adult-ranking": [
+        {"metric": f"auc, {model}", "at_least": 0.915} for model in ("dlrm", "dcn_v2", "deepfm", "wide_deep")
+    ],
+    "ranking": [
+        {"ratio": "triptych epoch / keras.Model.fit, same network", "at_least": 1.0},
+        {"ratio": "triptych epoch / keras-rs layers, fit", "at_least": 1.0},
+    ],
     "ials": [
         {
             "ratio": f"triptych, {factors} factors, {size} users / implicit, {factors} factors, {size} users",

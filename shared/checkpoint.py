@@ -48,6 +48,14 @@ class CheckpointDirectory:
         values = json.loads((directory / "state.json").read_text(encoding="utf-8"))
         return TrainingState(_order(directory)[0], load_file(directory / "arrays.safetensors"), values)
 
+    def latest_values(self) -> dict[str, Any] | None:
+        """The values of the newest complete state, its arrays left unread; None where there is none."""
+        states = self._states()
+        if not states:
+            return None
+        values: dict[str, Any] = json.loads((states[-1] / "state.json").read_text(encoding="utf-8"))
+        return values
+
     def write(self, state: TrainingState) -> None:
         """Add `state`, then remove those older than the newest two."""
         self.path.mkdir(parents=True, exist_ok=True)

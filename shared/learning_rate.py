@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.data import Arrays
+from shared.distribution import BatchShares
 from shared.optimizers import build_optimizer
 from shared.runtime import current_runtime
 from shared.training import TrainingTask, TrainStep
@@ -80,7 +81,11 @@ def _steepest(rates: np.ndarray, losses: list[float]) -> float:
 def _sweep(task: TrainingTask, training: TrainingConfig, rates: np.ndarray) -> list[float]:
     with current_runtime().scope():
         optimizer = build_optimizer(
-            training, task.model.trainable_variables, float(rates[0]), rate_factors=task.rate_factors
+            training,
+            task.model.trainable_variables,
+            float(rates[0]),
+            rate_factors=task.rate_factors,
+            row_wise=task.row_wise,
         )
         step = TrainStep(task, optimizer, training.replace(accumulation_steps=1, ema_decay=0.0))
     losses: list[float] = []
@@ -98,5 +103,6 @@ def _sweep(task: TrainingTask, training: TrainingConfig, rates: np.ndarray) -> l
     return losses
 
 
-def _endless(task: TrainingTask) -> Iterator[Arrays]:
-    return itertools.chain.from_iterable(task.batches.epoch(epoch) for epoch in itertools.count())
+def _endless(task: TrainingTask) -> Iterator[Arrays | BatchShares]:
+    portion = current_runtime().portion
+    return itertools.chain.from_iterable(task.batches.drawn(portion, epoch) for epoch in itertools.count())

@@ -12,12 +12,13 @@ import os
 import platform
 import random
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
+from shared.cluster import find_cluster
 from shared.config import Config, option
+from shared.distribution import Portion, Workers, start_workers
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -27,21 +28,25 @@ logger = logging.getLogger(__name__)
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16", "auto"]
 Switch = Literal["auto", "on", "off"]
 
-# A choice has to win by this factor to be taken: timings on shared machines scatter by a few per cent.
-_WORTHWHILE = 1.05
-
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig(Config):
     """Precision, devices, compilation and determinism of this process; `apply` it before a pipeline is built."""
 
-    precision: Precision = option("float32", "arithmetic of the layers; auto measures and picks")
+    precision: Precision = option("float32", "arithmetic of the layers; auto: picked when training, by timing")
     devices: str = option("auto", "auto (GPUs if any), cpu, gpu, or a list such as gpu:0,gpu:1")
-    xla: Switch = option("off", "compile steps with XLA; auto measures and picks")
+    xla: Switch = option("off", "compile steps with XLA; auto: picked when training, by timing")
     deterministic: bool = option(False, "same results on each run also where a GPU would vary")
     memory_growth: bool = option(True, "take GPU memory as needed, not all at once")
     onednn: Switch = option("auto", "oneDNN kernels on the CPU; auto: on for x86")
     num_threads: int = option(0, "threads of TensorFlow on the CPU; 0: one a core", minimum=0)
+    workers: str = option(
+        "auto", "processes that train together: auto, off, tf_config, slurm, kubernetes, or host:port,host:port"
+    )
+    worker_index: int = option(-1, "number of this one where `workers` gives addresses; -1: from the environment")
+    worker_timeout: float = option(
+        30.0, "silence after which another worker counts as lost", minimum=5.0, maximum=3600.0, unit="s"
+    )
 
     def prepare_environment(self) -> None:
         """Set what TensorFlow reads once, when it is first imported; too late afterwards, and then says so."""
@@ -60,24 +65,32 @@ class RuntimeConfig(Config):
         """Put the choices into effect for pipelines built from now on, and return what they came to.
 
         Raises:
-            ValueError: for a device that this machine does not have.
+            ValueError: for a device that this machine does not have, and for `workers` that cannot be understood.
+            WorkerLostError: where one of the workers cannot be reached.
             RuntimeError: where TensorFlow was already in use and refuses a change.
         """
         self.prepare_environment()
-        import keras
         import tensorflow as tf
 
         if self.num_threads:
             tf.config.threading.set_intra_op_parallelism_threads(self.num_threads)
-        devices = _select_devices(self.devices, self.memory_growth)
+        # Before anything is computed: TensorFlow joins a cluster only when it starts.
+        strategy, workers = _join_workers(self)
+        if strategy is None:
+            strategy = _strategy(_select_devices(self.devices, self.memory_growth))
         if self.deterministic:
             tf.config.experimental.enable_op_determinism()
-        precision = _measured_precision() if self.precision == "auto" else self.precision
-        keras.config.set_dtype_policy(precision)
-        xla = _measured_xla() if self.xla == "auto" else self.xla == "on"
-        global _current
-        _current = Runtime(config=self, precision=precision, xla=xla, strategy=_strategy(devices))
-        return _current
+        auto = [name for name in ("precision", "xla") if getattr(self, name) == "auto"]
+        if auto:
+            logger.warning(
+                "%s: picked by timing a model in training (`shared.measuring.choose_runtime`, train --precision "
+                "auto); float32 without XLA here",
+                " and ".join(f"{name}=auto" for name in auto),
+            )
+        precision = "float32" if self.precision == "auto" else self.precision
+        return activate(
+            Runtime(config=self, precision=precision, xla=self.xla == "on", strategy=strategy, workers=workers)
+        )
 
     def _wants_onednn(self) -> bool:
         # TensorFlow switches oneDNN on by itself only where AVX-512 VNNI is; with AVX2 alone convolutions ran
@@ -95,12 +108,19 @@ class Runtime:
     precision: str
     xla: bool
     strategy: tf.distribute.Strategy | None
+    workers: Workers = field(default_factory=Workers)
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """Scope in which models and optimizers have to be built."""
-        with self.strategy.scope() if self.strategy is not None else contextlib.nullcontext():
+        """Scope in which models and optimizers have to be built; several workers build the same ones."""
+        with self.workers.together(), self.strategy.scope() if self.strategy is not None else contextlib.nullcontext():
             yield
+
+    @property
+    def portion(self) -> Portion:
+        """Which shares of each batch this process prepares."""
+        own = self.num_replicas // self.workers.count
+        return Portion(self.num_replicas, self.workers.index * own, own)
 
     @property
     def num_replicas(self) -> int:
@@ -145,6 +165,31 @@ def float32_policy() -> Iterator[None]:
 _current: Runtime | None = None
 
 
+def activate(runtime: Runtime) -> Runtime:
+    """Put a runtime into effect for what is built from now on; gives it back."""
+    import keras
+
+    global _current
+    keras.config.set_dtype_policy(runtime.precision)
+    _current = runtime
+    return runtime
+
+
+@contextlib.contextmanager
+def activated(runtime: Runtime) -> Iterator[None]:
+    """What is built in the block is built under `runtime`."""
+    import keras
+
+    global _current
+    policy, before = keras.config.dtype_policy(), _current
+    activate(runtime)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+        _current = before
+
+
 def current_runtime() -> Runtime:
     """The runtime applied last; the process as it is where none was."""
     if _current is not None:
@@ -152,6 +197,43 @@ def current_runtime() -> Runtime:
     import keras
 
     return Runtime(RuntimeConfig(), precision=keras.config.dtype_policy().name, xla=False, strategy=None)
+
+
+def _join_workers(config: RuntimeConfig) -> tuple[tf.distribute.Strategy | None, Workers]:
+    """The strategy of several workers and these; none, and this process alone, where it trains alone."""
+    cluster = find_cluster(config.workers, config.worker_index, os.environ)
+    if cluster is None:
+        return None, Workers()
+    global _joined
+    if _joined is not None:
+        workers = _joined[1]
+        if workers.cluster != cluster:
+            raise ValueError(f"This process is {workers.cluster} already. Start another process to be {cluster}.")
+        return _joined
+    _show_devices(config.devices, config.memory_growth)
+    _joined = start_workers(cluster, silence=config.worker_timeout)
+    return _joined
+
+
+_joined: tuple[tf.distribute.Strategy, Workers] | None = None
+
+
+def _show_devices(devices: str, memory_growth: bool) -> None:
+    """Let TensorFlow see those devices only: all that it sees take part in a training by several workers."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    names = {f"gpu:{i}": gpu for i, gpu in enumerate(gpus)}
+    chosen = {"auto": list(names), "gpu": list(names), "cpu": [], "cpu:0": []}.get(devices, devices.split(","))
+    missing = [name for name in chosen if name not in names]
+    if missing or (devices == "gpu" and not gpus):
+        raise ValueError(
+            f"`devices` asks for {devices!r}; a worker on this machine has {', '.join(['cpu', *names])}. Use one of "
+            "those, or 'auto'."
+        )
+    tf.config.set_visible_devices([names[name] for name in chosen], "GPU")
+    for name in chosen if memory_growth else ():
+        tf.config.experimental.set_memory_growth(names[name], True)
 
 
 def _select_devices(devices: str, memory_growth: bool) -> list[str]:
@@ -185,71 +267,3 @@ def _strategy(devices: list[str]) -> tf.distribute.Strategy | None:
     if devices[0] in {"cpu:0", "gpu:0"}:
         return None
     return tf.distribute.OneDeviceStrategy(f"/{devices[0]}")
-
-
-def _measured_precision() -> Literal["float32", "mixed_bfloat16"]:
-    """bfloat16 where a training step of a small reference network runs clearly faster with it."""
-    import keras
-
-    before = keras.config.dtype_policy()
-    seconds = {}
-    for policy in ("float32", "mixed_bfloat16"):
-        keras.config.set_dtype_policy(policy)
-        seconds[policy] = _step_seconds(xla=False)
-    keras.config.set_dtype_policy(before)
-    faster = seconds["float32"] / seconds["mixed_bfloat16"] > _WORTHWHILE
-    picked: Literal["float32", "mixed_bfloat16"] = "mixed_bfloat16" if faster else "float32"
-    logger.info("precision=auto picked %s: %s", picked, _milliseconds(seconds))
-    return picked
-
-
-def _measured_xla() -> bool:
-    """Whether a training step of a small reference network runs clearly faster under XLA."""
-    seconds = {"xla off": _step_seconds(xla=False), "xla on": _step_seconds(xla=True)}
-    picked = seconds["xla off"] / seconds["xla on"] > _WORTHWHILE
-    logger.info("xla=auto picked %s: %s", "on" if picked else "off", _milliseconds(seconds))
-    return picked
-
-
-def _milliseconds(seconds: dict[str, float]) -> str:
-    return ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in seconds.items())
-
-
-def _step_seconds(*, xla: bool, repeats: int = 5) -> float:
-    """Median seconds of a forward and backward pass through a small network of convolutions and matrix products."""
-    import tensorflow as tf
-
-    step = tf.function(_reference_step(), jit_compile=xla, autograph=False)
-    images = tf.random.stateless_normal((16, 32, 32, 16), seed=(0, 0))
-    step(images)
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        float(step(images))
-        seconds.append(time.perf_counter() - start)
-    return sorted(seconds)[repeats // 2]
-
-
-def _reference_step() -> Callable[[Any], Any]:
-    import keras
-    import tensorflow as tf
-
-    layers = keras.layers
-    network = keras.Sequential(
-        [
-            keras.Input((32, 32, 16)),
-            layers.Conv2D(64, 3, activation="relu"),
-            layers.Conv2D(64, 3, activation="relu"),
-            layers.GlobalAveragePooling2D(),
-            layers.Dense(512, activation="gelu"),
-            layers.Dense(512),
-        ]
-    )
-
-    def step(images: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.square(tf.cast(network(images), tf.float32)))
-        gradients = tape.gradient(loss, network.trainable_variables)
-        return loss + tf.add_n([tf.reduce_sum(tf.cast(g, tf.float32)) for g in gradients])
-
-    return step

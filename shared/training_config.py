@@ -34,6 +34,9 @@ class TrainingConfig(Config):
     )
     clip_norm: float = option(1.0, "largest global gradient norm; 0 switches clipping off", minimum=0.0)
     accumulation_steps: int = option(1, "batches whose gradients are averaged into one step", minimum=1)
+    gradient_checkpointing: bool = option(
+        False, "compute insides of transformer layers again in the backward pass: less memory, more time"
+    )
     ema_decay: float = option(
         0.0, "decay per step of averaged weights, used for validation and kept; 0 is off", minimum=0.0, maximum=1.0
     )

@@ -18,6 +18,7 @@ import tensorflow as tf
 from nlp.models.attention import DisentangledAttention, DistanceTable, SelfAttention
 from nlp.models.layers import Activation, Linear, activation_function, initial_weights, layer_norm, length_of
 from shared.config import Config, option
+from shared.recomputation import recomputable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +290,7 @@ class TransformerLayer(keras.layers.Layer):
             part.build(input_shape)
         self.feed_output.build((*input_shape[:-1], self.intermediate.units))
 
+    @recomputable
     def call(
         self,
         x: tf.Tensor,

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from nlp.models.layers import Activation, Linear, length_of
+from shared.recomputation import recomputable
 
 NormKind: TypeAlias = Literal["layer", "rms"]
 
@@ -285,6 +286,7 @@ class Residual(keras.layers.Layer):
         self.part.build(input_shape)
         self.norm.build(input_shape)
 
+    @recomputable
     def call(self, x: tf.Tensor, *arguments: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Give the next features; `arguments` are the part's, after its input."""
         result = self.part(self.norm(x) if self.norm_first else x, *arguments, training=training)

@@ -11,10 +11,10 @@ import functools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from threadpoolctl import ThreadpoolController
 
 # Numbers in the gathered vectors of one batch: small enough for the cache of a core, large enough for BLAS.
 _BATCH = 1 << 19
@@ -67,7 +67,10 @@ def solve_rows(
 
 
 @functools.cache
-def _blas() -> ThreadpoolController:
+def _blas() -> Any:
+    # Not at the top: it sets an environment variable when it is imported.
+    from threadpoolctl import ThreadpoolController
+
     return ThreadpoolController()
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from shared.recomputation import recomputable
+
 
 class SequenceNetwork(keras.Model):
     """Items (B, T), int32, -1 where there is none, and lengths (B,) -> vectors after each item (B, T, D).
@@ -103,6 +105,7 @@ class AttentionBlock(keras.layers.Layer):
         self.outer = network.dense(network.dim, "outer")
         self.dropout = keras.layers.Dropout(dropout, name="dropout")
 
+    @recomputable
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """(B, T, D) -> (B, T, D)."""
         attended = self.output_projection(self.attention(self.before(x)))

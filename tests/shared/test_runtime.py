@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import subprocess
@@ -10,7 +11,7 @@ import keras
 import pytest
 
 import shared.runtime as runtime_module
-from shared.runtime import RuntimeConfig, current_runtime, float32_policy, seeded
+from shared.runtime import RuntimeConfig, activated, current_runtime, float32_policy, seeded
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,24 +46,21 @@ def test_precision_holds_for_models_built_afterwards(precision):
     assert keras.layers.Dense(1).dtype_policy.name == precision
 
 
-@pytest.mark.parametrize(("slower", "picked"), [("float32", "mixed_bfloat16"), ("mixed_bfloat16", "float32")])
-def test_auto_precision_picks_what_was_faster(monkeypatch, slower, picked):
-    def seconds(*, xla):
-        return 2.0 if keras.config.dtype_policy().name == slower else 1.0
-
-    monkeypatch.setattr(runtime_module, "_step_seconds", seconds)
-    assert RuntimeConfig(precision="auto", devices="cpu").apply().precision == picked
-    assert keras.config.dtype_policy().name == picked
+@pytest.mark.parametrize("auto", [("precision",), ("xla",), ("precision", "xla")])
+def test_auto_without_a_model_to_time_is_the_default_and_says_so(caplog, auto):
+    runtime = RuntimeConfig(devices="cpu", **dict.fromkeys(auto, "auto")).apply()
+    assert (runtime.precision, runtime.xla) == ("float32", False)
+    assert " and ".join(f"{name}=auto" for name in auto) + ": picked by timing a model" in caplog.text
 
 
-@pytest.mark.parametrize(("gain", "picked"), [(0.5, False), (1.02, False), (1.5, True)])
-def test_auto_xla_needs_a_clear_gain(monkeypatch, gain, picked):
-    monkeypatch.setattr(runtime_module, "_step_seconds", lambda *, xla: 1.0 / gain if xla else 1.0)
-    assert RuntimeConfig(xla="auto", devices="cpu").apply().xla is picked
-
-
-def test_a_step_is_really_timed():
-    assert 0 < runtime_module._step_seconds(xla=False, repeats=1) < 60
+def test_activated_holds_for_the_block():
+    before = RuntimeConfig(devices="cpu").apply()
+    other = dataclasses.replace(before, precision="mixed_bfloat16", xla=True)
+    with activated(other):
+        assert current_runtime() is other
+        assert keras.layers.Dense(1).dtype_policy.name == "mixed_bfloat16"
+    assert current_runtime() is before
+    assert keras.layers.Dense(1).dtype_policy.name == "float32"
 
 
 def test_seeded_fixes_initial_weights_and_puts_the_state_back():
