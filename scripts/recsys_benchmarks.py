@@ -130,8 +130,9 @@ def ials(repeats: int) -> dict[str, Any]:
             figures |= {f"ndcg@10, {theirs}": _ndcg(other["users"], other["items"], matrix, held)}
     return {
         "unit": "iterations/s",
-        "files": "made interactions of users with tastes: 220 thousand, and ten times as many; one objective, which "
-        "ours solves exactly and implicit, as it does by default, with three conjugate-gradient steps; float32",
+        "files": "made interactions of users with tastes: 220 thousand, and ten times as many; one objective, by "
+        "conjugate gradients on both sides: ours end at a relative error of 0.03, those of implicit after three "
+        "steps, its default; float32",
         "rates": rates,
         "ratios": compared,
         "figures": figures,
@@ -144,14 +145,14 @@ class _Ials:
     def __init__(self, matrix: Any, factors: int) -> None:
         from recsys.models.ials import Ials
 
-        self.recipe = Ials(_REGULARISATION / _ALPHA, 1 / _ALPHA, 0.0)
+        self.recipe = Ials(_REGULARISATION / _ALPHA, 1 / (_ALPHA - 1), 0.0)
         self.matrix, self.transposed = matrix, matrix.T.tocsr()
         self.users, self.items = self.recipe.start(matrix, factors, 0)
 
     def rate(self) -> float:
         start = time.perf_counter()
         for _ in range(_ITERATIONS):
-            self.users, self.items = self.recipe.epoch(self.matrix, self.transposed, self.users)
+            self.users, self.items = self.recipe.epoch(self.matrix, self.transposed, self.users, self.items)
         return _ITERATIONS / (time.perf_counter() - start)
 
 

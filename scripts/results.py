@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import collaborative_experiments
 import dense_experiments
 import frame_experiments
 import nlp_experiments
@@ -64,6 +65,9 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "movielens-last": recsys_experiments.movielens_last,
     "movielens-temporal": recsys_experiments.movielens_temporal,
     "movielens-ratings": recsys_experiments.movielens_ratings,
+    "movielens-peers": collaborative_experiments.movielens_peers,
+    "popularity-published": collaborative_experiments.popularity_published,
+    "recsys-scale": collaborative_experiments.recsys_scale,
     "beauty-sequences": recsys_experiments.beauty_sequences,
     "lastfm-sequences": recsys_experiments.lastfm_sequences,
     "adult-ranking": recsys_experiments.adult_ranking,
@@ -122,6 +126,9 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
     ],
     "detection-train": [{"ratio": "triptych step / keras-hub RetinaNet step", "at_least": 3.0}],
     "movielens-ratings": [{"metric": "rmse", "at_most": 0.857}],
+    "movielens-peers": [{"figure": "lowest ratio to a peer", "at_least": 0.99}],
+    "popularity-published": [{"figure": "largest difference to published figures", "at_most": 0.01}],
+    "recsys-scale": [{"figure": "highest peak memory of iALS, GiB", "at_most": 12}],
     "beauty-sequences": [{"metric": "recall@10", "at_least": 0.080}, {"metric": "ndcg@10", "at_least": 0.044}],
     "adult-ranking": [
         {"metric": f"auc, {model}", "at_least": 0.915} for model in ("dlrm", "dcn_v2", "deepfm", "wide_deep")
