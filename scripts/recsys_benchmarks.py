@@ -132,7 +132,7 @@ def ials(repeats: int) -> dict[str, Any]:
     return {
         "unit": "iterations/s",
         "files": "made interactions of users with tastes: 220 thousand, and ten times as many; one objective, by "
-        "conjugate gradients on both sides: ours end at a relative error of 0.03, those of implicit after three "
+        "conjugate gradients on both sides: ours end at a relative error of 0.01, those of implicit after three "
         "steps, its default; float32",
         "rates": rates,
         "ratios": compared,
