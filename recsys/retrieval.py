@@ -323,6 +323,7 @@ class TwoTowerRetriever(Pipeline):
         checkpoint: str | Path | None = None,
         resume: bool = False,
         log: str | Path | None = None,
+        profile: str | Path | None = None,
         after_epoch: Callable[[dict[str, Any]], None] | None = None,
     ) -> History:
         """Train on `train`, keeping the weights that are best on `validation` by ndcg@10.
@@ -336,6 +337,7 @@ class TwoTowerRetriever(Pipeline):
             checkpoint: directory of states to resume from.
             resume: go on with the state there.
             log: file for one JSON line per epoch.
+            profile: directory for a trace and a summary of where the time goes.
             after_epoch: is called after each epoch with its record.
 
         Raises:
@@ -352,6 +354,7 @@ class TwoTowerRetriever(Pipeline):
                 resume=resume,
                 log=log,
                 after_epoch=after_epoch,
+                profile=profile,
             )
         finally:
             self._features = {}

@@ -44,6 +44,7 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "image-input": vision_experiments.image_input,
     "image-classification": vision_experiments.image_classification,
     "kill-and-resume": frame_experiments.kill_and_resume,
+    "gradient-checkpointing": frame_experiments.gradient_checkpointing,
     "ray-answers": ray_experiments.ray_answers,
     "two-workers": worker_experiments.two_workers,
     "trec": nlp_experiments.trec,
@@ -85,6 +86,10 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
 # Each target as a machine reads it; what only its words say (flat memory, a stated difference) is left to the reader. A
 # metric is the mean over runs, "minutes" the longest run; a bound that is a text names another figure.
 BOUNDS: dict[str, list[dict[str, Any]]] = {
+    "gradient-checkpointing": [
+        {"figure": "memory in training, with / without", "at_most": 0.7},
+        {"ratio": "gradient checkpointing / as usual", "at_least": 0.67},
+    ],
     "fashion-mnist": [{"metric": "accuracy", "at_least": 0.94}, {"minutes": "of a run", "at_most": 15}],
     "flowers5": [{"metric": "accuracy", "at_least": 0.90}, {"minutes": "of a run", "at_most": 15}],
     "preset-reference": [{"figure": "same top-1", "at_least": "images"}],

@@ -31,6 +31,7 @@ from shared.pipeline import ExportFormat, Pipeline
 from shared.ray_verbs import add_engine, num_workers, on_ray, ray_job, train_on_ray
 from shared.runtime import RuntimeConfig, current_runtime
 from shared.training_config import TrainingConfig
+from shared.training_flags import add_profile_flag, apply_for_training, print_profile, profile_directory
 
 # Inputs that a worker of a cluster is given at a time: what is done again when one is lost.
 _RAY_PORTION = 256
@@ -185,9 +186,11 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
         checkpoint=checkpoint,
         resume=options.resume,
         log=output.with_name(output.name + ".log.jsonl"),
+        profile=profile_directory(options.profile, output),
     )
     if not current_runtime().workers.is_first:
         return  # the first of several workers scores, saves and tells
+    print_profile(options.profile, output)
     if validation is not None:
         print(f"validation  {pipeline.evaluate(validation, max_bad_share=share)}")
     pipeline.save(output)
@@ -195,19 +198,6 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
     print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
     if validation is not None and command.baseline is not None:
         print(f"baseline    {_baseline(command, train, validation, pipeline.config)}")
-
-
-def apply_for_training(
-    runtime: RuntimeConfig, build: Callable[[], Any], train: Any, training: TrainingConfig, checkpoint: Path
-) -> Any:
-    """What `build` makes, under `runtime`; what is `auto` there is picked by a measurement, and printed."""
-    if "auto" in (runtime.precision, runtime.xla):
-        from shared.measuring import choose_runtime
-
-        print(choose_runtime(build, train, training=training, config=runtime, checkpoint=checkpoint))
-    else:
-        runtime.apply()
-    return build()
 
 
 def _baseline(command: TaskCommand, train: Any, validation: Any, config: Config) -> str:
@@ -455,6 +445,7 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
         )
     train.add_argument("--output", required=True, metavar="DIR", help="where the pipeline is saved")
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    add_profile_flag(train)
     tune = add_verb("tune", "search over flags of train: trials on a Ray cluster, the bad ones ended early")
     tune.add_argument("--train", required=True, metavar="PATH", help="training examples")
     tune.add_argument("--validation", required=True, metavar="PATH", help="examples whose first metric is to be best")

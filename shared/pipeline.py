@@ -102,6 +102,7 @@ class FitOptions:
     checkpoint: Path | None = None
     resume: bool = False
     log: Path | None = None
+    profile: Path | None = None
     after_epoch: Callable[[dict[str, Any]], None] | None = None
 
 
@@ -136,6 +137,7 @@ class Pipeline(abc.ABC):
         checkpoint: str | Path | None = None,
         resume: bool = False,
         log: str | Path | None = None,
+        profile: str | Path | None = None,
         after_epoch: Callable[[dict[str, Any]], None] | None = None,
     ) -> History:
         """Train on `train`, keeping the weights that are best on `validation` by the first metric.
@@ -148,6 +150,8 @@ class Pipeline(abc.ABC):
                 running step with the state saved, and a killed run can be resumed.
             resume: go on from the state in `checkpoint`, if there is one; the end is the same as of an unbroken run.
             log: a file for one JSON line per epoch (and TensorBoard events beside it, where that is installed).
+            profile: a directory for a summary of where the time goes and a trace of some steps; see
+                `shared.profiling.read_profile`.
             after_epoch: is called after each epoch with its record, as `History.records` has it.
 
         Raises:
@@ -161,6 +165,7 @@ class Pipeline(abc.ABC):
             checkpoint=None if checkpoint is None else Path(checkpoint),
             resume=resume,
             log=None if log is None else Path(log),
+            profile=None if profile is None else Path(profile),
             after_epoch=after_epoch,
         )
         started = time.strftime("%Y-%m-%dT%H:%M:%S")

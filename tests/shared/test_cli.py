@@ -40,7 +40,7 @@ class ToyPipeline:
     def __init__(self, config=None):
         self.config = config or ToyConfig()
 
-    def fit(self, train, validation=None, *, training, checkpoint, resume, log):
+    def fit(self, train, validation=None, *, training, checkpoint, resume, log, profile):
         if ToyPipeline.trouble is not None:
             raise ToyPipeline.trouble
         return History(records=(), best_epoch=None, wall_seconds=0.0, stopped_early=False, bad_records=())
