@@ -5,7 +5,7 @@ The tables that it takes are `recsys.features.Features`; how columns become arra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -203,14 +203,19 @@ class Ranker(Pipeline):
             import tensorflow as tf
 
             signature = [array_specs(self._known_encoder)]
-            self._function = tf.function(self._serve, input_signature=signature, autograph=False)
+            serve = self._serving(self._known_network)
+            self._function = tf.function(serve, input_signature=signature, autograph=False)
         return self._function
 
-    def _serve(self, arrays: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    def _serving(self, network: RankingNetwork) -> Callable[[Mapping[str, tf.Tensor]], tf.Tensor]:
+        """A network with what comes behind it."""
         import tensorflow as tf
 
-        logits = self._known_network(arrays, training=False)
-        return tf.sigmoid(logits) if self.config.objective == "click" else logits
+        def serve(arrays: Mapping[str, tf.Tensor]) -> tf.Tensor:
+            logits = network(arrays, training=False)
+            return tf.sigmoid(logits) if self.config.objective == "click" else logits
+
+        return serve
 
     # Training.
 
@@ -384,7 +389,19 @@ class Ranker(Pipeline):
     def _export(self, path: Path, format: ExportFormat) -> ExportReport:
         from recsys.models.ranking_serving import export_ranker
 
-        return export_ranker(path, format, self.encoder, self.model, self._serve, self._answers)
+        network = self._known_network if format == "saved_model" else self._in_float32()
+        return export_ranker(path, format, self.encoder, network, self._serving(network), self._answers)
+
+    def _in_float32(self) -> RankingNetwork:
+        """The network itself, or one with its weights: the small formats have no operations in mixed precision."""
+        from shared.runtime import float32_policy
+
+        if self._known_network.compute_dtype == "float32":
+            return self._known_network
+        with float32_policy():
+            twin = self._new_network()
+        twin.set_weights(self._known_network.get_weights())
+        return twin
 
 
 def as_labelled(data: Any, name: str) -> Features:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -25,7 +25,8 @@ class RowBatches(InputPipeline):
         self.arrays = dict(arrays)
         count = len(next(iter(self.arrays.values())))
         numbers = np.arange(count)
-        super().__init__(Examples(numbers, numbers), Stages(encode=lambda row, _: {"row": row}), loading)
+        stages = Stages(encode=lambda row, _: {"row": row}, collate=self._collect)
+        super().__init__(Examples(numbers, numbers), stages, loading)
 
     def fingerprint(self) -> str:
         """A short hash of all arrays."""
@@ -39,5 +40,10 @@ class RowBatches(InputPipeline):
         size = self.loading.batch_size
         order = self._order(epoch, self.num_examples)
         for batch in range(start_batch, self.num_batches):
-            rows = order[batch * size : (batch + 1) * size]
-            yield {name: array[rows] for name, array in self.arrays.items()}
+            yield self._rows(order[batch * size : (batch + 1) * size])
+
+    def _collect(self, examples: Sequence[Arrays]) -> Arrays:
+        return self._rows(np.array([example["row"] for example in examples]))
+
+    def _rows(self, rows: np.ndarray) -> Arrays:
+        return {name: array[rows] for name, array in self.arrays.items()}

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -368,6 +369,8 @@ def test_batches_are_rows_in_the_order_of_the_input_pipeline() -> None:
             assert found == [batch["x"].tolist() for batch in plain.epoch(epoch)]
             assert [batch["x"].tolist() for batch in rows.epoch(epoch, 1)] == found[1:]
             assert len(found) == rows.num_batches
+            one_by_one = InputPipeline._batches(rows, epoch, 0)
+            assert [batch["x"].tolist() for batch in one_by_one] == found
         assert all((2 * batch["x"] == batch["y"][:, 0]).all() for batch in rows.epoch())
     changed = RowBatches({**arrays, "y": arrays["y"] + 1}, loading)
     assert changed.fingerprint() != rows.fingerprint() == RowBatches(arrays, loading).fingerprint()
@@ -386,9 +389,10 @@ def test_saved_model_takes_raw_columns_in_plain_tensorflow(ranker: Ranker, tmp_p
         "out = model.serve(tf.constant([3, nan, 20, 15]), tf.constant(['ad0', 'new', '', 'ad3']),\n"
         "    tf.constant([101, 5, none, 109], tf.int64), tf.constant([1.5, nan, 1e9, .1]),\n"
         "    tf.constant([['a', 'b', '', ''], ['', '', '', ''], ['z', 'a', 'b', 'c'], ['', 'c', '', '']]))\n"
+        "out = out['scores']\n"
         "named = model.signatures['serve'](hour=tf.constant([3.]), ad=tf.constant(['ad0']),\n"
         "    zip=tf.constant([101], tf.int64), price=tf.constant([1.5]), tags=tf.constant([['a', 'b']]))\n"
-        "assert abs(list(named.values())[0].numpy()[0] - out.numpy()[0]) < 1e-6\n"
+        "assert abs(named['scores'].numpy()[0] - out.numpy()[0]) < 1e-6\n"
         "print('OUT', json.dumps(out.numpy().tolist()))\n"
         "assert not {'shared', 'recsys'} & set(sys.modules)"
     )
@@ -424,3 +428,16 @@ def test_criteo_is_trained_on_scored_and_exported(tmp_path: Path) -> None:
     assert pipeline.evaluate(train)["auc"] > 0.7
     assert np.isfinite(list(pipeline.evaluate(test).values())).all()
     assert pipeline.export(tmp_path / "model").max_difference < 1e-5
+
+
+def test_small_formats_of_a_ranker_in_mixed_precision(tmp_path: Path) -> None:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        pipeline = Ranker(config("wide_deep", crosses=("ad*zip",)))
+        pipeline.fit(clicks(60), training=_TRAINING.replace(epochs=1))
+        assert pipeline._known_network.deep.compute_dtype == "bfloat16"
+        report = pipeline.export(tmp_path / "model.tflite", "litert")
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert report.max_difference < 0.02
