@@ -28,6 +28,7 @@ from recsys.rounds import run_epochs
 from shared.config import Config, option
 from shared.data import Loading
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
+from shared.runtime import current_runtime
 
 if TYPE_CHECKING:
     import keras
@@ -248,6 +249,7 @@ class CollaborativeFilter(Pipeline):
     # Training.
 
     def _fit(self, train: Any, validation: Any, options: FitOptions) -> History:
+        current_runtime().workers.require_alone(type(self).__name__)
         data = as_interactions(train, name="train")
         held = None if validation is None else as_interactions(validation, name="validation")
         if self.config.model == "biased_mf" and data.ratings is None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from shared.data import Arrays, InputPipeline, Loading, Stages
+from shared.data import Arrays, InputPipeline, Loading, Stages, prefetch
+from shared.distribution import BatchShares, Portion
 from shared.examples import Examples
 
 
@@ -25,8 +26,7 @@ class RowBatches(InputPipeline):
         self.arrays = dict(arrays)
         count = len(next(iter(self.arrays.values())))
         numbers = np.arange(count)
-        stages = Stages(encode=lambda row, _: {"row": row}, collate=self._collect)
-        super().__init__(Examples(numbers, numbers), stages, loading)
+        super().__init__(Examples(numbers, numbers), Stages(encode=lambda row, _: {"row": row}), loading)
 
     def fingerprint(self) -> str:
         """A short hash of all arrays."""
@@ -36,14 +36,25 @@ class RowBatches(InputPipeline):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
 
+    def shares(self, portion: Portion, epoch: int = 0, start_batch: int = 0) -> Iterator[BatchShares]:
+        """The same batches for several devices: of each, the shares that this process prepares."""
+        return prefetch(self._row_shares(portion, epoch, start_batch), self.loading.prefetch)
+
+    def _row_shares(self, portion: Portion, epoch: int, start_batch: int) -> Iterator[BatchShares]:
+        for rows in self._rows(epoch, start_batch):
+            own = [np.asarray(part, np.int64) for part in portion.of(rows.tolist())]
+            # A share without rows holds one that is to weigh nothing.
+            parts = [self._taken(part if len(part) else rows[:1]) for part in own]
+            yield BatchShares(tuple(parts), tuple(map(len, own)), len(rows))
+
     def _batches(self, epoch: int, start_batch: int) -> Iterator[Arrays]:
+        yield from map(self._taken, self._rows(epoch, start_batch))
+
+    def _rows(self, epoch: int, start_batch: int) -> Iterator[np.ndarray]:
         size = self.loading.batch_size
         order = self._order(epoch, self.num_examples)
         for batch in range(start_batch, self.num_batches):
-            yield self._rows(order[batch * size : (batch + 1) * size])
+            yield order[batch * size : (batch + 1) * size]
 
-    def _collect(self, examples: Sequence[Arrays]) -> Arrays:
-        return self._rows(np.array([example["row"] for example in examples]))
-
-    def _rows(self, rows: np.ndarray) -> Arrays:
+    def _taken(self, rows: np.ndarray) -> Arrays:
         return {name: array[rows] for name, array in self.arrays.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import shutil
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from shared.artifact import check_target
-from shared.cli import OneLineParser, add_flags, apply_for_training, config_from_flags, imported, run_script
+from shared.cli import OneLineParser, add_flags, apply_for_training, config_from_flags, imported, run_script, run_verb
 from shared.pipeline import ExportFormat
-from shared.runtime import RuntimeConfig
+from shared.runtime import RuntimeConfig, current_runtime
 from shared.training_config import TrainingConfig
 
 _COLUMNS = ("user", "item", "rating", "timestamp")
@@ -43,14 +44,14 @@ def main(command: RecommenderCommand, arguments: Sequence[str] | None = None) ->
     """Run one of the verbs; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
 
-    def run() -> None:
+    def run() -> int | None:
         parser = _parser(command, show_all="--help-all" in given)
         options = parser.parse_args(["--help" if a == "--help-all" else a for a in given])
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
         logging.getLogger("recsys").setLevel(logging.INFO)
         runtime = config_from_flags(RuntimeConfig, options)
-        runtime.prepare_environment()
-        _VERBS[options.verb](command, options, runtime)
+        act = functools.partial(_VERBS[options.verb], command, options)
+        return run_verb(options.verb, act, runtime, given)
 
     return run_script(run, arguments=given)
 
@@ -85,6 +86,8 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
         resume=options.resume,
         log=output.with_name(output.name + ".log.jsonl"),
     )
+    if not current_runtime().workers.is_first:
+        return  # the first of several workers scores, saves and tells
     if holdout is not None:
         metrics = pipeline.evaluate(split.test, seen=split.seen)
         print(f"held out: {holdout}, {metrics.details['users']} users, {metrics.details['protocol']}")

@@ -23,6 +23,7 @@ import nlp_experiments
 import recsys_experiments
 import translation_experiments
 import vision_experiments
+import worker_experiments
 from benchmark import hardware
 from experiment import ROOT
 
@@ -40,6 +41,7 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "image-input": vision_experiments.image_input,
     "image-classification": vision_experiments.image_classification,
     "kill-and-resume": frame_experiments.kill_and_resume,
+    "two-workers": worker_experiments.two_workers,
     "trec": nlp_experiments.trec,
     "sst2": nlp_experiments.sst2,
     "ag-news-10k": nlp_experiments.ag_news,
@@ -83,6 +85,10 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
     ],
     "image-classification": [{"ratio": "triptych fit / keras.Model.fit", "at_least": 0.97}],
     "kill-and-resume": [{"figure": "bit-equal after resuming", "at_least": "trials"}],
+    "two-workers": [
+        {"figure": f"{task}: two workers / one process", "at_least": 0.9}
+        for task in ("image classification", "text classification", "sequential recommendation")
+    ],
     "trec": [{"metric": "accuracy", "at_least": 0.962}],
     "sst2": [{"metric": "accuracy", "at_least": 0.905}],
     "ag-news-10k": [{"metric": "accuracy", "at_least": 0.90}],

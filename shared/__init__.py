@@ -3,6 +3,7 @@
 Light names are imported at once; `load_pipeline` and the rest bring in TensorFlow only when they are used.
 """
 
+from shared.channel import WorkerLostError
 from shared.config import Config
 from shared.examples import BadExampleError, BadRecord, Examples
 from shared.pipeline import History, Metrics, NotFittedError, Pipeline, TrainingInterrupted, load_pipeline
@@ -25,5 +26,6 @@ __all__ = [
     "TrainingConfig",
     "TrainingInterrupted",
     "Vocabulary",
+    "WorkerLostError",
     "load_pipeline",
 ]

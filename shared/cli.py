@@ -7,35 +7,29 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import itertools
 import json
 import logging
+import os
 import shlex
 import shutil
 import sys
-import traceback
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from shared.artifact import check_target
 from shared.config import Config, describe_type, field_types
-from shared.pipeline import ExportFormat, NotFittedError, Pipeline, TrainingInterrupted
-from shared.runtime import RuntimeConfig
+from shared.exit_codes import DOMAINS, mapped_errors, resume_command
+from shared.launcher import LAUNCHED, local_workers, run_local_workers
+from shared.pipeline import ExportFormat, Pipeline
+from shared.runtime import RuntimeConfig, current_runtime
 from shared.training_config import TrainingConfig
 
-_USER_ERRORS = (
-    ValueError,
-    TypeError,
-    OSError,  # a file that is missing or closed to us, a full disk, a path that leads through a file
-    NotFittedError,
-    FloatingPointError,
-    ImportError,
-)
-_DOMAINS = ("vision", "nlp", "recsys")
 _NOT_GIVEN = object()
 
 
@@ -117,29 +111,48 @@ def imported(reference: str) -> Any:
 def main(command: TaskCommand, arguments: Sequence[str] | None = None) -> int:
     """Run one of the verbs (train, evaluate, predict, export, maybe check); returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with _mapped_errors() as outcome:
+    with mapped_errors() as outcome:
         parser = _task_parser(command, show_all="--help-all" in given)
         options = parser.parse_args(["--help" if a == "--help-all" else a for a in given])
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-        for name in ("shared.runtime", *_DOMAINS):
+        for name in ("shared.runtime", *DOMAINS):
             logging.getLogger(name).setLevel(logging.INFO)
         runtime = config_from_flags(RuntimeConfig, options)
-        runtime.prepare_environment()
-        _VERBS[options.verb](command, options, runtime)
-    if outcome.resumable:
-        print(f"resume: python {shlex.join(_resume_command(sys.argv[:1] + given))}", file=sys.stderr)
+        act = functools.partial(_VERBS[options.verb], command, options)
+        outcome.take(run_verb(options.verb, act, runtime, given))
+    if outcome.resumable and LAUNCHED not in os.environ:
+        print(f"resume: python {shlex.join(resume_command(sys.argv[:1] + given))}", file=sys.stderr)
     return outcome.code
 
 
-def run_script(function: Callable[[], None], *, arguments: Sequence[str] | None = None) -> int:
+def run_verb(
+    verb: str, act: Callable[[RuntimeConfig], None], runtime: RuntimeConfig, arguments: Sequence[str]
+) -> int | None:
+    """Run a verb: `train` in several processes where local ones are asked for, all others by this process alone.
+
+    Returns:
+        The exit code of the processes; None where the verb was run here.
+    """
+    if verb != "train":
+        runtime = runtime.replace(workers="off")
+    count = local_workers(runtime.workers)
+    if count is not None:
+        return run_local_workers(count, [*sys.argv[:1], *arguments])
+    runtime.prepare_environment()
+    act(runtime)
+    return None
+
+
+def run_script(function: Callable[[], int | None], *, arguments: Sequence[str] | None = None) -> int:
     """Run a script's main function with the exit codes and one-line errors of the task scripts; returns the code.
 
-    With `arguments`, those of the script, a training that was interrupted prints the command that resumes it.
+    The function may return an exit code. With `arguments`, those of the script, a training that was interrupted prints
+    the command that resumes it.
     """
-    with _mapped_errors() as outcome:
-        function()
-    if outcome.resumable and arguments is not None:
-        print(f"resume: python {shlex.join(_resume_command([*sys.argv[:1], *arguments]))}", file=sys.stderr)
+    with mapped_errors() as outcome:
+        outcome.take(function())
+    if outcome.resumable and arguments is not None and LAUNCHED not in os.environ:
+        print(f"resume: python {shlex.join(resume_command([*sys.argv[:1], *arguments]))}", file=sys.stderr)
     return outcome.code
 
 
@@ -163,6 +176,8 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
         resume=options.resume,
         log=output.with_name(output.name + ".log.jsonl"),
     )
+    if not current_runtime().workers.is_first:
+        return  # the first of several workers scores, saves and tells
     if validation is not None:
         print(f"validation  {pipeline.evaluate(validation, max_bad_share=share)}")
     pipeline.save(output)
@@ -328,7 +343,7 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
         )
     train.add_argument("--output", required=True, metavar="DIR", help="where the pipeline is saved")
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
-    shown = None if show_all else command.common
+    shown = None if show_all else (*command.common, "workers")
     for config_class in (command.config_class(), TrainingConfig):
         add_flags(train, config_class, shown=shown)
     evaluate = add_verb("evaluate", "score a saved pipeline on examples")
@@ -476,58 +491,3 @@ _ConfigT = typing.TypeVar("_ConfigT", bound=Config)
 def config_from_flags(config_class: type[_ConfigT], options: argparse.Namespace) -> _ConfigT:
     """The config that the flags give; defaults where there is no flag."""
     return config_class.from_dict(given_flags(config_class, options))
-
-
-# Exit codes.
-
-
-@dataclass
-class _Outcome:
-    code: int = 0
-    resumable: bool = False
-
-
-@contextlib.contextmanager
-def _mapped_errors() -> Iterator[_Outcome]:
-    """Exit codes of design: 0 success, 2 the user's mistake in one line, 130 interrupted, 1 our fault."""
-    outcome = _Outcome()
-    try:
-        yield outcome
-    except TrainingInterrupted as stop:
-        print(stop, file=sys.stderr)
-        outcome.code, outcome.resumable = 130, True
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        outcome.code = 130
-    except BrokenPipeError:
-        # The reader of our output has gone; closing stderr keeps Python from complaining at exit.
-        sys.stderr.close()
-    except _USER_ERRORS as error:
-        if _is_ours(error):
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            outcome.code = 2
-        else:
-            traceback.print_exc()
-            outcome.code = 1
-    except Exception:
-        traceback.print_exc()
-        outcome.code = 1
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether the error was raised by this project's checks or concerns a file, not from the depths of a library."""
-    if isinstance(error, OSError):
-        return True
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if last is None:
-        return False
-    module = str(last.tb_frame.f_globals.get("__name__", ""))
-    # Scripts import one another by their bare names.
-    in_scripts = Path(last.tb_frame.f_code.co_filename).parent.name == "scripts"
-    return in_scripts or module.split(".")[0] in {"shared", *_DOMAINS, "__main__"}
-
-
-def _resume_command(arguments: list[str]) -> list[str]:
-    return arguments if "--resume" in arguments else [*arguments, "--resume"]

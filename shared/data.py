@@ -20,16 +20,20 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.distribution import BatchShares, Portion
 from shared.examples import BadExampleError, BadRecord, Examples, StreamedExamples, as_source
 
 logger = logging.getLogger(__name__)
 
 Arrays: TypeAlias = dict[str, np.ndarray]
+
+_T = TypeVar("_T")
+_Prepared: TypeAlias = "Future[list[tuple[int, Arrays | BadExampleError]]]"
 
 # Examples of a dataset that are mixed at a time; those with random access are permuted as a whole.
 _SHUFFLE_BUFFER = 4096
@@ -107,6 +111,8 @@ class InputPipeline:
         if self.loading.batch_tokens and stages.length is None:
             raise ValueError("`batch_tokens` is for examples of different lengths, as texts are. Use `batch_size`.")
         self._bad: dict[int, BadRecord] = {}
+        # Of several workers, each of which reads a part: what all knew to be bad when the epoch began.
+        self._settled: dict[int, BadRecord] | None = None
         self._cache = _BoundedCache(self.loading.cache_bytes)
         self._streams = _Streams()
         self._num_examples: int | None = None
@@ -118,6 +124,20 @@ class InputPipeline:
         """Records that the reader left out, then those that could not be read so far, in the order of the source."""
         left_out = self.source.bad_records if isinstance(self.source, Examples) else ()
         return (*left_out, *(bad for _, bad in sorted(self._found_bad().items())))
+
+    def found_bad(self) -> dict[str, list[str]]:
+        """Where and why, by number, for each example that could not be read so far; plain values."""
+        return {str(index): [bad.where, bad.reason] for index, bad in self._found_bad().items()}
+
+    def agree(self, found: Sequence[Mapping[str, Sequence[str]]]) -> None:
+        """Take up what each of several workers found bad, between two epochs; all leave these out from then on.
+
+        Raises:
+            ValueError: when that is more than `max_bad_share` of the examples.
+        """
+        merged = {int(index): BadRecord(*values) for part in found for index, values in part.items()}
+        self._settled = self._bad = dict(sorted(merged.items()))
+        self._tolerate(ValueError(next(reversed(self._bad.values()), "")))
 
     def _found_bad(self) -> dict[int, BadRecord]:
         # A copy: the thread that prefetches may add to the records meanwhile.
@@ -146,11 +166,13 @@ class InputPipeline:
 
     def state(self) -> dict[str, Any]:
         """What must be known to enter an epoch in the middle: the records found bad so far."""
-        return {"bad": {str(index): [bad.where, bad.reason] for index, bad in self._found_bad().items()}}
+        known = self._found_bad() if self._settled is None else self._settled
+        return {"bad": {str(index): [bad.where, bad.reason] for index, bad in known.items()}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up the state of an earlier pipeline over the same source."""
         self._bad = {int(index): BadRecord(*values) for index, values in state["bad"].items()}
+        self._settled = None
 
     def epoch(self, epoch: int = 0, start_batch: int = 0) -> Iterator[Arrays]:
         """Batches of one epoch from `start_batch` on, prepared in the background.
@@ -162,6 +184,30 @@ class InputPipeline:
         self._require_repeatable()
         return prefetch(self._batches(epoch, start_batch), self.loading.prefetch)
 
+    def drawn(self, portion: Portion, epoch: int = 0, start_batch: int = 0) -> Iterator[Arrays | BatchShares]:
+        """What a training step takes: whole batches where one device takes all of them, else shares of them."""
+        if portion.num_shares == 1:
+            yield from self.epoch(epoch, start_batch)
+        else:
+            yield from self.shares(portion, epoch, start_batch)
+
+    def shares(self, portion: Portion, epoch: int = 0, start_batch: int = 0) -> Iterator[BatchShares]:
+        """The same batches for several devices: of each, the shares that this process prepares.
+
+        Where all of a batch is prepared here, or examples are brought together by length, its examples are those of
+        `epoch`. Else only this process's part of the examples is read. One that cannot be read then leaves its batch
+        short, where `epoch` would move up the next; from the next epoch on (`agree`) the batches are the same again.
+
+        Raises:
+            ValueError: as `epoch`.
+        """
+        self._require_repeatable()
+        if portion.is_all or self.stages.length is not None:
+            made = self._shares_of_groups(portion, epoch, start_batch)
+        else:
+            made = self._own_shares(portion, epoch, start_batch)
+        return prefetch(made, self.loading.prefetch)
+
     def _require_repeatable(self) -> None:
         kept = self.loading.shuffle or self.loading.cache_bytes > 0
         if kept and isinstance(self.source, StreamedExamples) and not self._known_repeatable:
@@ -169,6 +215,11 @@ class InputPipeline:
             self._known_repeatable = True
 
     def _batches(self, epoch: int, start_batch: int) -> Iterator[Arrays]:
+        for number, group in self._groups(epoch, start_batch):
+            yield self._collated(group, epoch, number)
+
+    def _groups(self, epoch: int, start_batch: int) -> Iterator[tuple[int, list[Arrays]]]:
+        """The examples of each batch, with its number."""
         size = self.loading.batch_size
         if self.stages.length is None:
             groups = _chunks(self._encoded(epoch, start_batch * size), size)
@@ -178,14 +229,64 @@ class InputPipeline:
             first = 0
         number = first - 1
         for number, group in enumerate(groups, start=first):
-            # A set smaller than one batch is one batch: dropping it would leave nothing to train on.
-            short = not self.loading.batch_tokens and len(group) < size
-            dropped = self.loading.drop_remainder and short and number > 0
-            if number < start_batch or dropped:
-                continue
-            yield self._collated(group, epoch, number)
+            if number >= start_batch and not self._is_dropped(number, len(group)):
+                yield number, group
         if number < 0:
             raise ValueError("The data has no examples. Check where it comes from, and what was filtered out.")
+
+    def _is_dropped(self, number: int, num_examples: int) -> bool:
+        # A set smaller than one batch is one batch: dropping it would leave nothing to train on.
+        short = not self.loading.batch_tokens and num_examples < self.loading.batch_size
+        return self.loading.drop_remainder and short and number > 0
+
+    def _shares_of_groups(self, portion: Portion, epoch: int, start_batch: int) -> Iterator[BatchShares]:
+        for number, group in self._groups(epoch, start_batch):
+            yield self._as_shares(portion.of(group), len(group), group, epoch, number)
+
+    def _as_shares(
+        self, parts: Sequence[Sequence[Arrays]], num_examples: int, others: Sequence[Arrays], epoch: int, number: int
+    ) -> BatchShares:
+        # A share without examples holds another one, which is to weigh nothing.
+        filled = [self._collated(part or others[:1], epoch, number) for part in parts]
+        return BatchShares(tuple(filled), tuple(map(len, parts)), num_examples)
+
+    def _own_shares(self, portion: Portion, epoch: int, start_batch: int) -> Iterator[BatchShares]:
+        """Shares of batches of which only these are read: whole batches are formed before anything is."""
+        self._settled = self._found_bad()
+        size, threads = self.loading.batch_size, self.loading.num_threads
+        own_size = max(1, size * portion.count // portion.num_shares)
+        chunk_size = max(1, min(16, own_size // threads))
+        groups = enumerate(_chunks(self._ordered(epoch, start_batch * size), size), start=start_batch)
+        stand_in: list[Arrays] = []
+        with ThreadPoolExecutor(threads, thread_name_prefix="examples") as pool:
+
+            def started() -> Iterator[tuple[int, int, list[list[_Prepared]]]]:
+                for number, group in groups:
+                    if not self._is_dropped(number, len(group)):
+                        shares = [_chunks(part, chunk_size) for part in portion.of(group)]
+                        yield (
+                            number,
+                            len(group),
+                            [[pool.submit(self._prepare, chunk, epoch) for chunk in share] for share in shares],
+                        )
+
+            try:
+                for number, num_examples, shares in _ahead(started(), 1 + 2 * threads // own_size):
+                    parts = [list(self._good(e for future in share for e in future.result())) for share in shares]
+                    stand_in = next((part[:1] for part in parts if part), stand_in) or [self._any_example()]
+                    yield self._as_shares(parts, num_examples, stand_in, epoch, number)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _any_example(self) -> Arrays:
+        """The first example that can be read, varied as in the first epoch."""
+        source = self.source
+        pairs = (source[i] for i in range(len(source))) if isinstance(source, Examples) else iter(source)
+        for index, pair in enumerate(pairs):
+            found = next(self._good(self._prepare([(index, *pair)], 0)), None) if index not in self._bad else None
+            if found is not None:
+                return found
+        raise ValueError("None of the examples can be read.")
 
     def _collated(self, group: Sequence[Arrays], epoch: int, number: int) -> Arrays:
         batch = self.stages.collate(group)
@@ -219,7 +320,7 @@ class InputPipeline:
         chunk_size = max(1, min(16, self.loading.batch_size // self.loading.num_threads))
         look_ahead = 2 * self.loading.num_threads + math.ceil(self.loading.batch_size / chunk_size)
         with ThreadPoolExecutor(self.loading.num_threads, thread_name_prefix="examples") as pool:
-            pending: deque[Future[list[tuple[int, Arrays | BadExampleError]]]] = deque()
+            pending: deque[_Prepared] = deque()
             try:
                 for chunk in _chunks(self._ordered(epoch, skip), chunk_size):
                     pending.append(pool.submit(self._prepare, chunk, epoch))
@@ -292,17 +393,23 @@ class InputPipeline:
     def _report(self, index: int, error: BadExampleError) -> None:
         if self.loading.max_bad_share == 0:
             raise error
+        if index in self._bad:  # another worker's place in the order came before
+            return
         self._bad[index] = BadRecord(error.where or f"example {index}", error.reason)
         logger.warning("skipped example %d: %s", index, error)
+        self._tolerate(error)
+
+    def _tolerate(self, last: Exception) -> None:
+        """Raise where too many examples were found bad."""
         total = self.num_examples + len(self._bad)
         allowed = math.ceil(self.loading.max_bad_share * total)
         if len(self._bad) == total:
-            raise ValueError(f"None of the {total} examples can be read. The last one: {error}") from error
+            raise ValueError(f"None of the {total} examples can be read. The last one: {last}") from last
         if len(self._bad) > allowed:
             raise ValueError(
                 f"{len(self._bad)} of {total} examples cannot be read, more than the {allowed} that are tolerated "
-                f"(max_bad_share={self.loading.max_bad_share:g}). The last one: {error}"
-            ) from error
+                f"(max_bad_share={self.loading.max_bad_share:g}). The last one: {last}"
+            ) from last
 
 
 class _Streams(threading.local):
@@ -361,6 +468,16 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
+def _ahead(items: Iterable[_T], depth: int) -> Iterator[_T]:
+    """`items`, each handed on only when `depth` more were made."""
+    made: deque[_T] = deque()
+    for item in items:
+        made.append(item)
+        if len(made) > depth:
+            yield made.popleft()
+    yield from made
+
+
 def _within(examples: Sequence[Arrays], tokens: int, length: Callable[[Arrays], int]) -> Iterator[list[Arrays]]:
     """Examples that are sorted by length, as many together as fit into a number of tokens when padded alike."""
     group: list[Arrays] = []
@@ -376,7 +493,7 @@ def _within(examples: Sequence[Arrays], tokens: int, length: Callable[[Arrays], 
 _END = object()
 
 
-def prefetch(batches: Iterator[Arrays], depth: int) -> Iterator[Arrays]:
+def prefetch(batches: Iterator[_T], depth: int) -> Iterator[_T]:
     """`batches`, made `depth` ahead on a thread of their own; errors surface where the batch would have come."""
     if depth <= 0:
         yield from batches
@@ -397,7 +514,7 @@ def prefetch(batches: Iterator[Arrays], depth: int) -> Iterator[Arrays]:
             producer.join(timeout=0.01)
 
 
-def _produce(batches: Iterator[Arrays], ready: queue.Queue[Any], stopped: threading.Event) -> None:
+def _produce(batches: Iterator[Any], ready: queue.Queue[Any], stopped: threading.Event) -> None:
     # The consumer may leave early: every put is followed by a look at `stopped`, and the consumer drains the queue.
     try:
         for batch in batches:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.data import Arrays
+from shared.distribution import BatchShares
 from shared.optimizers import build_optimizer
 from shared.runtime import current_runtime
 from shared.training import TrainingTask, TrainStep
@@ -98,5 +99,6 @@ def _sweep(task: TrainingTask, training: TrainingConfig, rates: np.ndarray) -> l
     return losses
 
 
-def _endless(task: TrainingTask) -> Iterator[Arrays]:
-    return itertools.chain.from_iterable(task.batches.epoch(epoch) for epoch in itertools.count())
+def _endless(task: TrainingTask) -> Iterator[Arrays | BatchShares]:
+    portion = current_runtime().portion
+    return itertools.chain.from_iterable(task.batches.drawn(portion, epoch) for epoch in itertools.count())

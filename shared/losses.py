@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from shared.distribution import mean_over_batch, share_here
+
 
 def cross_entropy(
     logits: tf.Tensor,
@@ -13,11 +15,13 @@ def cross_entropy(
     multi_label: bool = False,
     label_smoothing: float = 0.0,
     class_weights: np.ndarray | None = None,
+    by_examples: bool = True,
 ) -> tf.Tensor:
     """Mean cross-entropy of logits (B, K) and targets, class numbers (B,) or shares (B, K); a float32 scalar.
 
     Softmax for one label, sigmoid per class for many. `label_smoothing` is that of Szegedy et al. 2016
     (arXiv:1512.00567, section 7). `class_weights` (K,) multiply each example's loss by the weight of its classes.
+    Without `by_examples` the rows are no examples, but words or the like, of which devices may have unequal numbers.
     """
     logits, num_labels = tf.cast(logits, tf.float32), logits.shape[-1]
     if targets.shape.rank == 1:
@@ -30,4 +34,6 @@ def cross_entropy(
     losses = tf.nn.softmax_cross_entropy_with_logits(smoothed, logits)
     if class_weights is not None:
         losses *= tf.linalg.matvec(targets, tf.constant(class_weights))
-    return tf.reduce_mean(losses)
+    if by_examples or share_here() is None:
+        return tf.reduce_mean(losses)
+    return mean_over_batch(tf.reduce_sum(losses), tf.cast(tf.size(losses), tf.float32))

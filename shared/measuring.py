@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shared.checkpoint import CheckpointDirectory
-from shared.runtime import Runtime, RuntimeConfig, activate, activated
+from shared.distribution import num_examples, parts_of
+from shared.runtime import Runtime, RuntimeConfig, activate, activated, current_runtime
 from shared.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from shared.data import Arrays
+    from shared.distribution import BatchShares
     from shared.training import TrainingTask
 
 logger = logging.getLogger(__name__)
@@ -151,6 +153,11 @@ def choose_runtime(
         return _chosen(base, str(began["precision"]), bool(began["xla"]), reason="as the run began that is resumed")
     if "auto" not in (config.precision, config.xla):
         return _chosen(base, base.precision, base.xla, reason="as it was asked for")
+    if base.workers.count > 1:
+        raise ValueError(
+            "Precision and XLA are measured by one process; several workers might pick differently. Measure with "
+            "workers=off, and name both (--precision, --xla)."
+        )
     started = time.monotonic()
     candidates, left_out = _candidates(config, base, precisions)
     with _left_as_it_was():
@@ -315,15 +322,16 @@ class _Subject:
         if task.set_head_only is not None:
             task.set_head_only(False)
 
-    def batches(self) -> list[Arrays]:
+    def batches(self) -> list[Arrays | BatchShares]:
         """The first batches, as the runtime in effect makes them."""
         count = _LOOKED_AT if self.task.varying_shapes else _STEPS
-        with contextlib.closing(self.task.batches.epoch(0)) as batches:  # type: ignore[type-var]
+        drawn = self.task.batches.drawn(current_runtime().portion)
+        with contextlib.closing(drawn) as batches:  # type: ignore[type-var]
             return list(itertools.islice(batches, count))
 
     def planned_steps(self, training: TrainingConfig) -> int:
         """Steps of the planned run, if its batches are as large as the first."""
-        sizes = [len(next(iter(batch.values()))) for batch in self.batches()]
+        sizes = [num_examples(batch) for batch in self.batches()]
         per_step = statistics.mean(sizes) * training.accumulation_steps
         return training.epochs * max(1, math.ceil(self.task.batches.num_examples / per_step))
 
@@ -349,10 +357,11 @@ class _Contender:
             )
             self._step = TrainStep(task, optimizer, config)
         batches = subject.batches()
-        self.num_shapes = len({tuple(array.shape for array in batch.values()) for batch in batches})
+        arrays = [[array for part in parts_of(batch) for array in part.values()] for batch in batches]
+        self.num_shapes = len({tuple(array.shape for array in some) for some in arrays})
         if task.varying_shapes:
             # One shape, for XLA compiles each: that of the middle one, which all candidates see alike.
-            order = sorted(range(len(batches)), key=lambda i: sum(array.size for array in batches[i].values()))
+            order = sorted(range(len(batches)), key=lambda i: sum(array.size for array in arrays[i]))
             batches = [batches[order[len(order) // 2]]]
         self._batches = [batches[i % len(batches)] for i in range(_STEPS)]
         self.seconds: list[float] = []
@@ -391,7 +400,7 @@ class _Contender:
             loss=self.loss,
         )
 
-    def _run(self, batches: Sequence[Arrays]) -> float:
+    def _run(self, batches: Sequence[Arrays | BatchShares]) -> float:
         self._step.loss_sum.assign(0.0)
         start = time.perf_counter()
         for batch in batches:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 from shared.artifact import MANIFEST, read_artifact, save_artifact
 from shared.config import Config
 from shared.data import Loading
+from shared.runtime import current_runtime
 from shared.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -181,8 +182,13 @@ class Pipeline(abc.ABC):
         """Answers for raw `inputs`, in the same order; an empty list gives an empty list."""
 
     def save(self, path: str | Path) -> None:
-        """Write the pipeline as a directory, atomically: a kill at any moment leaves the old or the new version."""
+        """Write the pipeline as a directory, atomically: a kill at any moment leaves the old or the new version.
+
+        Of several workers that trained together the first writes; the others do nothing.
+        """
         self._require_fitted("save")
+        if not current_runtime().workers.is_first:
+            return
         manifest = {"task": self.task, "config": self.config.to_dict(), **self._manifest()}
         if self.metrics is not None:
             manifest["metrics"] = dict(self.metrics)

@@ -21,11 +21,12 @@ _SECONDS_BETWEEN_REFRESHES = 0.5
 
 
 class Progress:
-    """Progress of one epoch after another, written to stderr."""
+    """Progress of one epoch after another, written to stderr; not where it is not `shown`."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, *, shown: bool = True) -> None:
         self._epochs = epochs
-        self._terminal = sys.stderr.isatty()
+        self._shown = shown
+        self._terminal = shown and sys.stderr.isatty()
         self._bar: tqdm[Any] | None = None
         self._last = 0.0
 
@@ -47,6 +48,8 @@ class Progress:
 
     def wants_loss(self) -> bool:
         """Whether it is time to show the loss again; reading it more often would hold up the device."""
+        if not self._shown:
+            return False
         pause = _SECONDS_BETWEEN_REFRESHES if self._terminal else _SECONDS_BETWEEN_LINES
         return time.monotonic() - self._last >= pause
 
@@ -86,7 +89,8 @@ class Progress:
         return f"{rate:.0f} examples/s  {left:.0f} s left in epoch"
 
     def _line(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        if self._shown:
+            print(text, file=sys.stderr, flush=True)
 
 
 class TrainingLog:

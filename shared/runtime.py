@@ -13,10 +13,12 @@ import platform
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from shared.cluster import find_cluster
 from shared.config import Config, option
+from shared.distribution import Portion, Workers, start_workers
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -38,6 +40,13 @@ class RuntimeConfig(Config):
     memory_growth: bool = option(True, "take GPU memory as needed, not all at once")
     onednn: Switch = option("auto", "oneDNN kernels on the CPU; auto: on for x86")
     num_threads: int = option(0, "threads of TensorFlow on the CPU; 0: one a core", minimum=0)
+    workers: str = option(
+        "auto", "processes that train together: auto, off, tf_config, slurm, kubernetes, or host:port,host:port"
+    )
+    worker_index: int = option(-1, "number of this one where `workers` gives addresses; -1: from the environment")
+    worker_timeout: float = option(
+        30.0, "silence after which another worker counts as lost", minimum=5.0, maximum=3600.0, unit="s"
+    )
 
     def prepare_environment(self) -> None:
         """Set what TensorFlow reads once, when it is first imported; too late afterwards, and then says so."""
@@ -56,7 +65,8 @@ class RuntimeConfig(Config):
         """Put the choices into effect for pipelines built from now on, and return what they came to.
 
         Raises:
-            ValueError: for a device that this machine does not have.
+            ValueError: for a device that this machine does not have, and for `workers` that cannot be understood.
+            WorkerLostError: where one of the workers cannot be reached.
             RuntimeError: where TensorFlow was already in use and refuses a change.
         """
         self.prepare_environment()
@@ -64,7 +74,10 @@ class RuntimeConfig(Config):
 
         if self.num_threads:
             tf.config.threading.set_intra_op_parallelism_threads(self.num_threads)
-        devices = _select_devices(self.devices, self.memory_growth)
+        # Before anything is computed: TensorFlow joins a cluster only when it starts.
+        strategy, workers = _join_workers(self)
+        if strategy is None:
+            strategy = _strategy(_select_devices(self.devices, self.memory_growth))
         if self.deterministic:
             tf.config.experimental.enable_op_determinism()
         auto = [name for name in ("precision", "xla") if getattr(self, name) == "auto"]
@@ -75,7 +88,9 @@ class RuntimeConfig(Config):
                 " and ".join(f"{name}=auto" for name in auto),
             )
         precision = "float32" if self.precision == "auto" else self.precision
-        return activate(Runtime(config=self, precision=precision, xla=self.xla == "on", strategy=_strategy(devices)))
+        return activate(
+            Runtime(config=self, precision=precision, xla=self.xla == "on", strategy=strategy, workers=workers)
+        )
 
     def _wants_onednn(self) -> bool:
         # TensorFlow switches oneDNN on by itself only where AVX-512 VNNI is; with AVX2 alone convolutions ran
@@ -93,12 +108,19 @@ class Runtime:
     precision: str
     xla: bool
     strategy: tf.distribute.Strategy | None
+    workers: Workers = field(default_factory=Workers)
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """Scope in which models and optimizers have to be built."""
-        with self.strategy.scope() if self.strategy is not None else contextlib.nullcontext():
+        """Scope in which models and optimizers have to be built; several workers build the same ones."""
+        with self.workers.together(), self.strategy.scope() if self.strategy is not None else contextlib.nullcontext():
             yield
+
+    @property
+    def portion(self) -> Portion:
+        """Which shares of each batch this process prepares."""
+        own = self.num_replicas // self.workers.count
+        return Portion(self.num_replicas, self.workers.index * own, own)
 
     @property
     def num_replicas(self) -> int:
@@ -175,6 +197,43 @@ def current_runtime() -> Runtime:
     import keras
 
     return Runtime(RuntimeConfig(), precision=keras.config.dtype_policy().name, xla=False, strategy=None)
+
+
+def _join_workers(config: RuntimeConfig) -> tuple[tf.distribute.Strategy | None, Workers]:
+    """The strategy of several workers and these; none, and this process alone, where it trains alone."""
+    cluster = find_cluster(config.workers, config.worker_index, os.environ)
+    if cluster is None:
+        return None, Workers()
+    global _joined
+    if _joined is not None:
+        workers = _joined[1]
+        if workers.cluster != cluster:
+            raise ValueError(f"This process is {workers.cluster} already. Start another process to be {cluster}.")
+        return _joined
+    _show_devices(config.devices, config.memory_growth)
+    _joined = start_workers(cluster, silence=config.worker_timeout)
+    return _joined
+
+
+_joined: tuple[tf.distribute.Strategy, Workers] | None = None
+
+
+def _show_devices(devices: str, memory_growth: bool) -> None:
+    """Let TensorFlow see those devices only: all that it sees take part in a training by several workers."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    names = {f"gpu:{i}": gpu for i, gpu in enumerate(gpus)}
+    chosen = {"auto": list(names), "gpu": list(names), "cpu": [], "cpu:0": []}.get(devices, devices.split(","))
+    missing = [name for name in chosen if name not in names]
+    if missing or (devices == "gpu" and not gpus):
+        raise ValueError(
+            f"`devices` asks for {devices!r}; a worker on this machine has {', '.join(['cpu', *names])}. Use one of "
+            "those, or 'auto'."
+        )
+    tf.config.set_visible_devices([names[name] for name in chosen], "GPU")
+    for name in chosen if memory_growth else ():
+        tf.config.experimental.set_memory_growth(names[name], True)
 
 
 def _select_devices(devices: str, memory_growth: bool) -> list[str]:

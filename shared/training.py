@@ -12,8 +12,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -22,13 +22,15 @@ import tensorflow as tf
 
 from shared.checkpoint import CheckpointDirectory, TrainingState, pack, unpack
 from shared.data import Arrays, InputPipeline, Loading
+from shared.distribution import BatchShares, num_examples
 from shared.fingerprint import data_fingerprint
 from shared.optimizers import build_optimizer, build_schedule
 from shared.pipeline import FitOptions, History, Metrics, Pipeline, TrainingInterrupted
 from shared.progress import Progress, TrainingLog
-from shared.recomputation import recomputing
 from shared.runtime import current_runtime
 from shared.signals import StopSignals
+from shared.train_step import TrainStep as TrainStep
+from shared.train_step import assign
 from shared.training_config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,9 @@ class TrainingTask:
     """What the loop needs to know of a task.
 
     `loss(batch)` runs the model in training mode on a batch of tensors (the dictionary that `batches` yields, as
-    tensors) and gives the mean loss, a scalar. `validate()` scores the model as it is, with `evaluate`'s own code.
+    tensors) and gives the mean loss, a scalar; on several devices each gets its share of the batch, so a mean over
+    anything but examples is made by `distribution.mean_over_batch`. `validate()` scores the model as it is, with
+    `evaluate`'s own code.
     `set_head_only(on)` switches between training the head alone, in the first `freeze_epochs`, and all that shall be
     trained. `rate_factors` has one factor on the learning rate for each of the variables trained with it off.
     `fingerprint` identifies config and data: a state resumes only under an equal one. With `varying_shapes` batches
@@ -59,7 +63,10 @@ class TrainingTask:
 def run_training(task: TrainingTask, options: FitOptions) -> History:
     """Train `task.model` in place and return how it went; the model ends with its best weights.
 
+    Of several workers, the first writes, shows and scores; all end with the same weights.
+
     Raises:
+        WorkerLostError: where another worker died, hung, or stopped with an error.
         TrainingInterrupted: after SIGTERM or SIGINT, once the state is saved (only with a checkpoint directory).
         FloatingPointError: when the loss is no longer finite.
         ValueError: when a state cannot be resumed by this run, or would be overwritten by it.
@@ -104,144 +111,6 @@ def run_fingerprint(pipeline: Pipeline, batches: InputPipeline) -> dict[str, Any
     }
 
 
-class TrainStep:
-    """One optimizer step as a compiled function; also used by the learning-rate finder and by benchmarks.
-
-    Args:
-        task: model and loss.
-        optimizer: built on all of the model's trainable variables.
-        config: for the number of accumulated batches and the decay of the averaged weights.
-    """
-
-    def __init__(self, task: TrainingTask, optimizer: keras.optimizers.Optimizer, config: TrainingConfig) -> None:
-        self.task = task
-        self.optimizer = optimizer
-        self.loss_sum = tf.Variable(0.0, trainable=False, dtype=tf.float32)
-        self._variables = list(task.model.trainable_variables)
-        self._ema_decay, self._recompute = config.ema_decay, config.gradient_checkpointing
-        self._sums = [_zeros_per_replica(v) for v in self._variables] if config.accumulation_steps > 1 else []
-        # Statistics of batch normalisation are averaged along with the weights that they belong to.
-        self.averaged = list(task.model.weights) if self._ema_decay else []
-        self.averages = [tf.Variable(v.value, trainable=False) for v in self.averaged]
-        self.compile()
-
-    def compile(self) -> None:
-        """Compile anew: needed after the set of trained variables has changed."""
-        runtime = current_runtime()
-        self._strategy = runtime.strategy
-        self._apply: Any = None
-        self._accumulate: Any = None
-
-    def __call__(self, batches: Sequence[Arrays]) -> None:
-        """Update the weights by the mean gradient of `batches` (as many as are accumulated)."""
-        # A tensor, so that the shorter group at the end of an epoch needs no compilation of its own.
-        count = tf.constant(float(len(batches)))
-        if self._apply is None:
-            self._trace_for(batches[0])
-        for batch in batches[:-1]:
-            self._accumulate(self._tensors(batch), count)
-        self._apply(self._tensors(batches[-1]), count)
-
-    def _trace_for(self, batch: Arrays) -> None:
-        runtime = current_runtime()
-        options: dict[str, Any] = {"autograph": False, "jit_compile": runtime.xla}
-        if self.task.varying_shapes and self._num_replicas == 1 and not runtime.xla:
-            # One graph for all shapes: a graph each takes long, and one made after a second shape has come would
-            # round otherwise than the first, so that a resumed run would not end bit-equal.
-            of_any_size = {key: tf.TensorSpec([None] * a.ndim, a.dtype) for key, a in batch.items()}
-            options["input_signature"] = [of_any_size, tf.TensorSpec((), tf.float32)]
-        self._apply = tf.function(self._step, **options)
-        self._accumulate = tf.function(self._add_gradients, **options)
-
-    @property
-    def _num_replicas(self) -> int:
-        return 1 if self._strategy is None else int(self._strategy.num_replicas_in_sync)
-
-    def _tensors(self, batch: Arrays) -> Any:
-        if self._strategy is None or self._num_replicas == 1:
-            return {key: tf.convert_to_tensor(array) for key, array in batch.items()}
-        parts = {key: _equal_parts(array, self._num_replicas) for key, array in batch.items()}
-        return self._strategy.experimental_distribute_values_from_function(
-            lambda context: {k: tf.convert_to_tensor(p[context.replica_id_in_sync_group]) for k, p in parts.items()}
-        )
-
-    def _step(self, batch: Any, count: tf.Tensor) -> None:
-        self.loss_sum.assign_add(self._on_replicas(self._apply_gradients, batch, count))
-        if self._ema_decay:
-            self._update_averages()
-
-    def _add_gradients(self, batch: Any, count: tf.Tensor) -> None:
-        self.loss_sum.assign_add(self._on_replicas(self._keep_gradients, batch, count))
-
-    def _on_replicas(self, function: Callable[[Any, Any], tf.Tensor], batch: Any, count: tf.Tensor) -> tf.Tensor:
-        if self._strategy is None:
-            return function(batch, count)
-        losses = self._strategy.run(function, args=(batch, count))
-        return self._strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
-
-    def _apply_gradients(self, batch: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        loss, variables, gradients = self._gradients(batch, count)
-        if self._sums:
-            sums = self._trained(self._sums)
-            gradients = [tf.convert_to_tensor(g) + s for g, s in zip(gradients, sums, strict=True)]
-        if self._num_replicas > 1:
-            # Before the optimizer clips: the norm to limit is that of the whole gradient.
-            context = tf.distribute.get_replica_context()
-            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        self.optimizer.apply(gradients, variables)
-        if self._sums:
-            for total in sums:
-                total.assign(tf.zeros_like(total))
-        return loss
-
-    def _keep_gradients(self, batch: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        loss, _, gradients = self._gradients(batch, count)
-        for total, gradient in zip(self._trained(self._sums), gradients, strict=True):
-            total.assign_add(tf.convert_to_tensor(gradient))
-        return loss
-
-    def _gradients(
-        self, batch: dict[str, tf.Tensor], count: tf.Tensor
-    ) -> tuple[tf.Tensor, list[keras.Variable], list[tf.Tensor]]:
-        """This replica's share of the mean loss over replicas and `count` batches, and the gradients of that share."""
-        variables = self.task.model.trainable_variables
-        with tf.GradientTape() as tape:
-            with recomputing(self._recompute):
-                loss = tf.cast(self.task.loss(batch), tf.float32)
-            if self.task.model.losses:
-                loss += tf.add_n([tf.cast(extra, tf.float32) for extra in self.task.model.losses])
-            loss /= self._num_replicas * count
-            scaled = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, [v.value for v in variables])
-        unused = [v.path for v, gradient in zip(variables, gradients, strict=True) if gradient is None]
-        if unused:
-            raise ValueError(f"The loss does not depend on {', '.join(unused)}: freeze these or use them.")
-        return loss, variables, gradients
-
-    def _trained(self, values: Sequence[Any]) -> list[Any]:
-        """Those of `values` (one per variable of the whole model) whose variables are trained at present."""
-        trained = {id(variable) for variable in self.task.model.trainable_variables}
-        return [value for value, variable in zip(values, self._variables, strict=True) if id(variable) in trained]
-
-    def _update_averages(self) -> None:
-        # The decay grows from 0.18 to its full value, so that the first average is not the random start:
-        # min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage(num_updates=).
-        step = tf.cast(self.optimizer.iterations.value, tf.float32)
-        decay = tf.minimum(self._ema_decay, (1.0 + step) / (10.0 + step))
-        for average, variable in zip(self.averages, self.averaged, strict=True):
-            average.assign_sub((average - variable.value) * tf.cast(1.0 - decay, average.dtype))
-
-    @contextlib.contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Put the averaged weights into the model for the duration of a `with` block."""
-        raw = [v.numpy() for v in self.averaged]
-        _assign(self.averaged, [average.numpy() for average in self.averages])
-        try:
-            yield
-        finally:
-            _assign(self.averaged, raw)
-
-
 class _Run:
     """One call of `fit`."""
 
@@ -249,7 +118,11 @@ class _Run:
         self.task = task
         self.config = options.training
         self.options = options
-        self.checkpoint = None if options.checkpoint is None else CheckpointDirectory(options.checkpoint)
+        self.workers = current_runtime().workers
+        # Only the first of several workers has one: the others get what it read, and leave writing to it.
+        self.checkpoint: CheckpointDirectory | None = None
+        if options.checkpoint is not None and self.workers.is_first:
+            self.checkpoint = CheckpointDirectory(options.checkpoint)
         self.steps_per_epoch = max(1, math.ceil(task.batches.num_batches / self.config.accumulation_steps))
         # What a state remembers, beside weights, optimizer and averages.
         self.epoch = 0
@@ -267,16 +140,21 @@ class _Run:
     def run(self) -> History:
         """Train to the end, or until stopped early or by a signal."""
         self.started = self.last_saved = time.monotonic()
-        state = self._state_to_resume()
-        self._build()
-        if state is not None:
-            self._restore(state)
-        self.progress = Progress(self.config.epochs)
-        self.log = TrainingLog(self.options.log, self.records)
-        with StopSignals(enabled=self.checkpoint is not None) as self.signals, contextlib.closing(self.progress):
+        with self.workers.together(self._how_to_go_on, wait=True):
+            state = self._state_to_resume()
+            self._build()
+            if state is not None:
+                self._restore(state)
+            self._train()
+            return self._finish()
+
+    def _train(self) -> None:
+        self.progress = Progress(self.config.epochs, shown=self.workers.is_first)
+        self.log = TrainingLog(self.options.log if self.workers.is_first else None, self.records)
+        enabled = self.options.checkpoint is not None
+        with StopSignals(enabled=enabled) as self.signals, contextlib.closing(self.progress):
             while self.epoch < self.config.epochs and not self.stopped_early:
                 self._run_epoch()
-        return self._finish()
 
     def _build(self) -> None:
         model = self.task.model
@@ -297,24 +175,38 @@ class _Run:
         self.epoch_started = time.monotonic()
         done = round(batches.num_examples * min(1.0, self.batch / batches.num_batches))
         self.progress.start_epoch(self.epoch + 1, num_examples=batches.num_examples, done=done)
-        groups = _groups(batches.epoch(self.epoch, self.batch), self.config.accumulation_steps)
+        drawn = batches.drawn(current_runtime().portion, self.epoch, self.batch)
+        groups = _groups(drawn, self.config.accumulation_steps)
         with contextlib.closing(groups):
             for group in groups:
+                group = self._agreed(group)
                 self.train_step(group)
                 self.step += 1
                 self.batch += len(group)
-                self._after_step(sum(len(next(iter(batch.values()))) for batch in group))
+                self._after_step(sum(map(num_examples, group)))
         self._end_epoch()
+
+    def _agreed(self, group: list[Arrays | BatchShares]) -> list[Arrays | BatchShares]:
+        """Batches with the numbers of examples that all workers have of them; where one was told to stop, all do."""
+        if self.workers.count == 1:
+            return group
+        shares = [batch for batch in group if isinstance(batch, BatchShares)]
+        notes = self.workers.exchange([self.signals.received, [sum(batch.sizes) for batch in shares]])
+        self._stop_if_told(signal for signal, _ in notes)
+        totals = np.sum([sizes for _, sizes in notes], axis=0).tolist()
+        return [replace(batch, num_examples=total) for batch, total in zip(shares, totals, strict=True)]
 
     def _after_step(self, num_examples: int) -> None:
         loss = self._mean_loss() if self.progress.wants_loss() else None
         self.progress.advance(num_examples, loss)
-        if self.signals.received is not None:
-            self._stop(self.signals.received)
+        if self.workers.count == 1:
+            self._stop_if_told([self.signals.received])
         if self._save_is_due():
             self._save()
 
     def _end_epoch(self) -> None:
+        if self.workers.count > 1:
+            self.task.batches.agree(self.workers.exchange(self.task.batches.found_bad()))
         loss = self._mean_loss()
         training_seconds = self.epoch_seconds_before + time.monotonic() - self.epoch_started
         record: dict[str, Any] = {
@@ -333,8 +225,7 @@ class _Run:
         self.log.write(record)
         self.epoch, self.batch, self.epoch_seconds_before = self.epoch + 1, 0, 0.0
         self.train_step.loss_sum.assign(0.0)
-        if self.signals.received is not None:
-            self._stop(self.signals.received)
+        self._stop_if_told(self.workers.exchange(self.signals.received))
         if self._save_is_due() or self._ends():
             self._save()
 
@@ -342,13 +233,17 @@ class _Run:
         if self.task.validate is None:
             return None
         with self.train_step.averaged_weights():
-            metrics = self.task.validate()
+            metrics = self._scored(self.task.validate)
             if self.best is None or math.isnan(self.best) or metrics.first > self.best:
                 self._keep_best(metrics.first)
         patience = self.config.patience
         since_best = self.epoch + 1 - (self.best_epoch or 0)
         self.stopped_early = bool(patience) and since_best >= patience and self.epoch + 1 < self.config.epochs
         return metrics
+
+    def _scored(self, validate: Callable[[], Metrics]) -> Metrics:
+        """The scores by which all workers go: those of the first, whose set is whole."""
+        return Metrics(self.workers.from_first(lambda: {name: float(value) for name, value in validate().items()}))
 
     def _keep_best(self, value: float) -> None:
         self.best, self.best_epoch = value, self.epoch + 1
@@ -359,9 +254,9 @@ class _Run:
     def _finish(self) -> History:
         self._set_head_only(False)
         if self.best_weights is not None:
-            _assign(self.task.model.variables, self.best_weights)
+            assign(self.task.model.variables, self.best_weights)
         elif self.train_step.averages:
-            _assign(self.train_step.averaged, [average.numpy() for average in self.train_step.averages])
+            assign(self.train_step.averaged, [average.numpy() for average in self.train_step.averages])
         return History(
             records=tuple(self.records),
             best_epoch=self.best_epoch,
@@ -431,23 +326,33 @@ class _Run:
         return TrainingState(self.step, arrays, values)
 
     def _restore(self, state: TrainingState) -> None:
-        assert self.checkpoint is not None
-        _assign(self.task.model.variables, unpack(state.arrays, "model"))
-        _assign(self.optimizer.variables, unpack(state.arrays, "optimizer"))
-        _assign(self.train_step.averages, unpack(state.arrays, "averages"))
+        assign(self.task.model.variables, unpack(state.arrays, "model"))
+        assign(self.optimizer.variables, unpack(state.arrays, "optimizer"))
+        assign(self.train_step.averages, unpack(state.arrays, "averages"))
         self.train_step.loss_sum.assign(unpack(state.arrays, "loss")[0][0])
         values = state.values
         self.step, self.epoch, self.batch = state.step, values["epoch"], values["batch"]
         self.records = list(values["records"])
         self.best, self.best_epoch, self.best_file = values["best"], values["best_epoch"], values["best_file"]
-        if self.best_file is not None:
-            self.best_weights = self.checkpoint.read_best(self.best_file)
+        self.best_weights = unpack(state.arrays, "best") or None
         self.stopped_early = values["stopped_early"]
         self.seconds_before, self.epoch_seconds_before = values["seconds"], values["epoch_seconds"]
         self.task.batches.restore(values["data"])
-        logger.info("resumed at step %d from %s", self.step, self.checkpoint.path)
+        logger.info("resumed at step %d from %s", self.step, self.options.checkpoint)
 
     def _state_to_resume(self) -> TrainingState | None:
+        """The state to go on from, which of several workers the first reads for all."""
+        for fingerprint in self.workers.exchange(self._fingerprint()):
+            _check_fingerprint(fingerprint, self._fingerprint(), whose="Another worker is at another")
+
+        def read() -> tuple[tuple[int, dict[str, Any]] | None, dict[str, np.ndarray]]:
+            state = self._own_state()
+            return (None, {}) if state is None else ((state.step, state.values), state.arrays)
+
+        found, arrays = self.workers.arrays_from_first(read)
+        return None if found is None else TrainingState(found[0], arrays, found[1])
+
+    def _own_state(self) -> TrainingState | None:
         if self.checkpoint is None:
             return None
         state = self.checkpoint.latest()
@@ -458,8 +363,10 @@ class _Run:
                 f"{self.checkpoint.path} holds a run that stopped at step {state.step}. Go on with it "
                 "(`resume=True`, on the command line --resume), or delete that directory to start anew."
             )
-        _check_fingerprint(state.values["fingerprint"], self._fingerprint())
-        return state
+        _check_fingerprint(state.values["fingerprint"], self._fingerprint(), whose="The saved state belongs to another")
+        best_file = state.values["best_file"]
+        best = {} if best_file is None else pack({"best": self.checkpoint.read_best(best_file)})
+        return TrainingState(state.step, {**state.arrays, **best}, state.values)
 
     def _fingerprint(self) -> dict[str, Any]:
         # How often a state is saved, and how much is cached, changes nothing in what comes out.
@@ -467,21 +374,35 @@ class _Run:
         training = {key: value for key, value in self.config.to_dict().items() if key not in free}
         return {**self.task.fingerprint, **{f"training.{key}": value for key, value in training.items()}}
 
-    def _stop(self, number: int) -> None:
-        assert self.checkpoint is not None
+    def _stop_if_told(self, signals: Iterable[int | None]) -> None:
+        """Save and stop where this process, or another worker, has received a signal."""
+        number = next((number for number in signals if number is not None), None)
+        if number is None:
+            return
         self._save()
+        self.workers.exchange()  # nobody leaves before the state is saved: some schedulers then end the others
         raise TrainingInterrupted(
             f"{signal.Signals(number).name} received: training stopped after step {self.step} and its state was saved "
-            f"in {self.checkpoint.path}. Resume with the same call and `resume=True` (on the command line: --resume)."
+            f"in {self.options.checkpoint}. Resume with the same call and `resume=True` (on the command line: "
+            "--resume)."
+        )
+
+    def _how_to_go_on(self) -> str:
+        """What to do when another worker was lost."""
+        if self.options.checkpoint is None:
+            return "Start all workers again; without a checkpoint they start from the beginning."
+        return (
+            f"Start all workers again with the same call and `resume=True` (on the command line: --resume): they go on "
+            f"from the last state in {self.options.checkpoint}."
         )
 
     def _elapsed(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
 
 
-def _groups(batches: Iterator[Arrays], size: int) -> Generator[list[Arrays], None, None]:
+def _groups(batches: Iterator[Arrays | BatchShares], size: int) -> Generator[list[Arrays | BatchShares], None, None]:
     """Batches in groups of `size`, for one optimizer step each; the last group of an epoch may be shorter."""
-    group: list[Arrays] = []
+    group: list[Arrays | BatchShares] = []
     try:
         for batch in batches:
             group.append(batch)
@@ -494,32 +415,10 @@ def _groups(batches: Iterator[Arrays], size: int) -> Generator[list[Arrays], Non
         getattr(batches, "close", lambda: None)()
 
 
-def _zeros_per_replica(variable: keras.Variable) -> tf.Variable:
-    """Zeros in the shape of `variable`; each replica has values of its own."""
-    zeros, on_read = tf.zeros(variable.shape, variable.dtype), tf.VariableSynchronization.ON_READ
-    return tf.Variable(zeros, trainable=False, synchronization=on_read, aggregation=tf.VariableAggregation.SUM)
-
-
-def _equal_parts(array: np.ndarray, num_parts: int) -> list[np.ndarray]:
-    """`array` cut along its first axis; what is over is left out, since each replica's mean counts alike."""
-    size = len(array) // num_parts
-    if size == 0:
-        raise ValueError(
-            f"A batch of {len(array)} examples cannot be shared by {num_parts} devices. Use one device, or more data."
-        )
-    return [array[i * size : (i + 1) * size] for i in range(num_parts)]
-
-
-def _assign(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
-
-
-def _check_fingerprint(saved: dict[str, Any], present: dict[str, Any]) -> None:
+def _check_fingerprint(saved: dict[str, Any], present: dict[str, Any], *, whose: str) -> None:
     present = json.loads(json.dumps(present))  # as the saved one was: JSON has lists where Python has tuples
+    saved = json.loads(json.dumps(saved))
     changed = [key for key in sorted(saved.keys() | present.keys()) if saved.get(key) != present.get(key)]
     if changed:
         listed = ", ".join(f"{key} (was {saved.get(key)!r}, is {present.get(key)!r})" for key in changed)
-        raise ValueError(
-            f"The saved state belongs to another run; different: {listed}. Resume with the same data and options."
-        )
+        raise ValueError(f"{whose} run; different: {listed}. Resume with the same data and options.")

@@ -17,6 +17,7 @@ from nlp.models.crf import LinearChainCRF
 from nlp.models.encoder import EncoderConfig, build_encoder
 from nlp.models.heads import HeadConfig, build_head
 from shared.data import Arrays
+from shared.distribution import mean_over_batch
 from shared.losses import cross_entropy
 from shared.runtime import current_runtime, float32_policy, seeded
 
@@ -168,10 +169,13 @@ def tag_loss(
         answers = flat["targets"] >= 0
         if crf is not None:
             # In float32 any number of words keeps its share of the sum.
-            words = tf.maximum(tf.reduce_sum(tf.cast(answers, tf.float32)), 1.0)
-            return -tf.reduce_sum(crf.log_likelihood(logits, flat["targets"], answers)) / words
+            words = tf.reduce_sum(tf.cast(answers, tf.float32))
+            return mean_over_batch(-tf.reduce_sum(crf.log_likelihood(logits, flat["targets"], answers)), words)
         return cross_entropy(
-            tf.boolean_mask(logits, answers), tf.boolean_mask(flat["targets"], answers), label_smoothing=label_smoothing
+            tf.boolean_mask(logits, answers),
+            tf.boolean_mask(flat["targets"], answers),
+            label_smoothing=label_smoothing,
+            by_examples=False,
         )
 
     return loss

@@ -10,6 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from shared.distribution import mean_over_batch
+
 
 def token_cross_entropy(logits: tf.Tensor, targets: tf.Tensor, *, label_smoothing: float = 0.0) -> tf.Tensor:
     """Mean cross-entropy of logits (B, T, V) and token ids (B, T), -1 where there is none; a float32 scalar.
@@ -21,7 +23,7 @@ def token_cross_entropy(logits: tf.Tensor, targets: tf.Tensor, *, label_smoothin
     rows, tokens = tf.reshape(tf.cast(logits, tf.float32), (-1, num_tokens)), tf.reshape(targets, (-1,))
     weights = tf.cast(tokens >= 0, tf.float32)
     losses = _smoothed(rows, tf.maximum(tokens, 0), label_smoothing)
-    return tf.reduce_sum(losses * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
+    return mean_over_batch(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
 
 
 def _smoothed(logits: tf.Tensor, tokens: tf.Tensor, label_smoothing: float) -> tf.Tensor:

@@ -17,6 +17,7 @@ from recsys.models.ials import pair_products
 from recsys.models.scorers import Arrays, FactorScorer, Scorer, Users
 from recsys.models.sequence_network import SequenceNetwork
 from recsys.sequences import Sequences
+from shared.distribution import mean_over_batch
 from shared.runtime import current_runtime
 
 Loss: TypeAlias = Callable[[dict[str, tf.Tensor]], tf.Tensor]
@@ -44,7 +45,7 @@ def vectors_and_targets(
 
 
 def _mean(losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_sum(losses * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
+    return mean_over_batch(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
 
 
 def softmax_loss(network: SequenceNetwork, label_smoothing: float = 0.0) -> Loss:
@@ -90,11 +91,9 @@ def mean_cross_entropy(
 
     def loss(vectors: tf.Tensor, table: tf.Tensor) -> Any:
         total, vector_slopes, table_slopes = _summed_by_blocks(vectors, table, targets, label_smoothing)
-        count = tf.cast(tf.maximum(tf.shape(vectors)[0], 1), tf.float32)
-        return total / count, lambda above: (vector_slopes * (above / count), table_slopes * (above / count))
+        return total, lambda above: (vector_slopes * above, table_slopes * above)
 
-    result: tf.Tensor = tf.custom_gradient(loss)(vectors, table)
-    return result
+    return mean_over_batch(tf.custom_gradient(loss)(vectors, table), tf.cast(tf.shape(vectors)[0], tf.float32))
 
 
 def _summed_by_blocks(

@@ -369,8 +369,6 @@ def test_batches_are_rows_in_the_order_of_the_input_pipeline() -> None:
             assert found == [batch["x"].tolist() for batch in plain.epoch(epoch)]
             assert [batch["x"].tolist() for batch in rows.epoch(epoch, 1)] == found[1:]
             assert len(found) == rows.num_batches
-            one_by_one = InputPipeline._batches(rows, epoch, 0)
-            assert [batch["x"].tolist() for batch in one_by_one] == found
         assert all((2 * batch["x"] == batch["y"][:, 0]).all() for batch in rows.epoch())
     changed = RowBatches({**arrays, "y": arrays["y"] + 1}, loading)
     assert changed.fingerprint() != rows.fingerprint() == RowBatches(arrays, loading).fingerprint()

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from shared.data import _BUCKET_WINDOW, Arrays, InputPipeline, Loading, Stages, _Streams, prefetch, stack
+from shared.distribution import BatchShares, Portion
 from shared.examples import BadExampleError, BadRecord, Examples
 
 COUNT = 41
@@ -432,3 +433,112 @@ def test_what_the_reader_left_out_is_reported_but_not_counted():
     assert pipeline.bad_records == (left_out,)
     assert pipeline.num_examples == COUNT
     assert pipeline.state() == {"bad": {}}
+
+
+# Shares of batches, for several devices and workers.
+
+
+def of_workers(pipelines: Sequence[InputPipeline], epoch: int = 0, start_batch: int = 0) -> list[list[BatchShares]]:
+    """For each batch, what each worker has of it; worker w of n has share w of n."""
+    count = len(pipelines)
+    parts = [list(p.shares(Portion(count, w, 1), epoch, start_batch)) for w, p in enumerate(pipelines)]
+    return [list(shares) for shares in zip(*parts, strict=True)]
+
+
+def counting(batch: BatchShares) -> list[dict[str, Any]]:
+    """The examples of a worker's shares that count, without what is drawn for a whole batch."""
+    return [
+        {key: array[row].tolist() for key, array in part.items() if key != "batch_noise"}
+        for part, size in zip(batch.parts, batch.sizes, strict=True)
+        for row in range(size)
+    ]
+
+
+@pytest.mark.parametrize("source", [numbers, dataset, dataset_of_unknown_length])
+@pytest.mark.parametrize("stages", [RANDOM, BUCKETED])
+@pytest.mark.parametrize("loading", [SHUFFLED, replace(SHUFFLED, shuffle=False, drop_remainder=True)])
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_workers_have_each_batch_of_one_process_between_them(source, stages, loading, count):
+    alone = list(InputPipeline(source(), stages, loading).epoch(1, 2))
+    shared = of_workers([InputPipeline(source(), stages, loading) for _ in range(count)], 1, 2)
+    assert len(shared) == len(alone)
+    for shares, batch in zip(shared, alone, strict=True):
+        rows = [{k: a[i].tolist() for k, a in batch.items() if k != "batch_noise"} for i in range(len(batch["x"]))]
+        assert [example for share in shares for example in counting(share)] == rows
+        assert [share.num_examples for share in shares] == [len(rows)] * count
+        # What is drawn for a batch is the same for all shares.
+        assert all((part["batch_noise"] == batch["batch_noise"]).all() for share in shares for part in share.parts)
+
+
+def test_a_process_with_all_devices_has_all_shares():
+    portion = Portion(3, 0, 3)
+    batches = list(InputPipeline(numbers(), RANDOM, SHUFFLED).shares(portion))
+    assert [[e["x"] for e in counting(batch)] for batch in batches] == [
+        batch["x"].tolist() for batch in InputPipeline(numbers(), RANDOM, SHUFFLED).epoch()
+    ]
+    # The last batch has one example for three devices: two of them are given one that is to weigh nothing.
+    assert (batches[-1].sizes, [len(part["x"]) for part in batches[-1].parts]) == ((0, 0, 1), [1, 1, 1])
+
+
+def test_a_worker_reads_its_own_examples_only():
+    read: list[set[int]] = [set(), set()]
+
+    def pipeline(worker: int) -> InputPipeline:
+        def noted(value: Any, target: Any) -> Arrays:
+            read[worker].add(int(value))
+            return encode(value, target)
+
+        return InputPipeline(numbers(40), replace(RANDOM, encode=noted), SHUFFLED)
+
+    of_workers([pipeline(0), pipeline(1)])
+    assert [len(part) for part in read] == [20, 20]
+    assert read[0] | read[1] == set(range(40))
+
+
+def test_bad_examples_are_left_out_by_all_workers_from_the_next_epoch_on():
+    loading = replace(SHUFFLED, max_bad_share=0.2)
+    stages = replace(RANDOM, encode=encode_most)
+    pipelines = [InputPipeline(numbers(), stages, loading) for _ in range(2)]
+    first = of_workers(pipelines)
+    # Their places stay empty, and the totals of sizes say so.
+    assert sum(sum(share.sizes) for shares in first for share in shares) == COUNT - 3
+    assert sum(len(p.found_bad()) for p in pipelines) == 3
+    saved = pipelines[0].state()
+    found = [p.found_bad() for p in pipelines]
+    for p in pipelines:
+        p.agree(found)
+    expected = [f"file-{i}: cannot be read" for i in (3, 11, 30)]
+    assert [[str(bad) for bad in p.bad_records] for p in pipelines] == [expected, expected]
+    second = [[e["x"] for share in shares for e in counting(share)] for shares in of_workers(pipelines, 1)]
+    alone = InputPipeline(numbers(), stages, loading)
+    list(alone.epoch(0))
+    assert second == [batch["x"].tolist() for batch in alone.epoch(1)]
+    # In the middle of the first epoch nothing was agreed yet: a resumed run forms the same batches.
+    assert saved == {"bad": {}}
+    resumed = [InputPipeline(numbers(), stages, loading) for _ in range(2)]
+    for p in resumed:
+        p.restore(saved)
+    again = of_workers(resumed, 0, 4)
+    assert [[counting(s) for s in shares] for shares in again] == [[counting(s) for s in x] for x in first[4:]]
+
+
+def test_a_share_whose_examples_are_all_bad_holds_a_stand_in():
+    def encode_two(value: Any, target: Any) -> Arrays:
+        if value >= 2:
+            raise BadExampleError("cannot be read")
+        return encode(value, target)
+
+    loading = Loading(batch_size=4, max_bad_share=0.9, num_threads=2)
+    second = InputPipeline(numbers(8), Stages(encode=encode_two), loading)
+    batches = list(second.shares(Portion(2, 1, 1)))
+    assert [batch.sizes for batch in batches] == [(0,), (0,)]
+    assert [batch.parts[0]["x"].tolist() for batch in batches] == [[0], [0]]
+
+
+def test_workers_agree_that_too_much_is_bad():
+    loading = replace(SHUFFLED, max_bad_share=0.05)
+    pipelines = [InputPipeline(numbers(20), replace(RANDOM, encode=encode_most), loading) for _ in range(2)]
+    found = [{"3": ["example 3", "cannot be read"]}, {"11": ["example 11", "cannot be read"]}]
+    for pipeline in pipelines:
+        with pytest.raises(ValueError, match="2 of 20 examples cannot be read, more than the 1 that are tolerated"):
+            pipeline.agree(found)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from shared.distribution import mean_over_batch
 from vision.models.suppression import pairwise_iou
 
 # Weights of score and overlap in the alignment, and cells for an object: Feng et al. 2021 (TOOD, arXiv:2108.07755,
@@ -46,10 +47,9 @@ def detection_loss(
     doubtful = tf.logical_and(classes >= 0, crowd)
     in_crowd = tf.reduce_any(tf.logical_and(_holds(boxes, centres), doubtful[:, :, None]), axis=1)
     counted = tf.logical_or(weights > 0, tf.logical_not(in_crowd))
-    total = tf.maximum(tf.reduce_sum(weights), 1.0)
     class_loss = tf.reduce_sum(_quality_focal(logits, targets) * tf.cast(counted, tf.float32)[..., None])
     box_loss = tf.reduce_sum(giou_loss(predicted, matched) * weights)
-    return (class_loss + _BOX_WEIGHT * box_loss) / total
+    return mean_over_batch(class_loss + _BOX_WEIGHT * box_loss, tf.reduce_sum(weights))
 
 
 def _assigned(

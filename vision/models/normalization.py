@@ -12,6 +12,8 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from shared.distribution import sum_over_batch
+
 
 class FusedBatchNormalization(layers.BatchNormalization):
     """`keras.layers.BatchNormalization` with the same results, faster in training for float32 maps (B, h, w, C)."""
@@ -23,7 +25,9 @@ class FusedBatchNormalization(layers.BatchNormalization):
         frozen = training and not self.trainable
         if frozen or not (usual and len(inputs.shape) == 4 and inputs.dtype == tf.float32):
             return super().call(inputs, training=training, mask=mask)
-        return self._trained(inputs) if training else self._applied(inputs)
+        if not training:
+            return self._applied(inputs)
+        return self._trained_together(inputs) if self.synchronized else self._trained(inputs)
 
     def _applied(self, inputs: tf.Tensor) -> tf.Tensor:
         mean, variance = self.moving_mean.value, self.moving_variance.value
@@ -38,10 +42,27 @@ class FusedBatchNormalization(layers.BatchNormalization):
         )[:3]
         # The operation gives the unbiased variance, Keras keeps the biased one.
         count = tf.cast(tf.size(inputs) / tf.shape(inputs)[-1], tf.float32)
-        variance *= (count - 1) / count
+        self._keep(mean, variance * ((count - 1) / count))
+        return outputs
+
+    def _trained_together(self, inputs: tf.Tensor) -> tf.Tensor:
+        """By the statistics of the whole batch, of which other devices have other shares: one sum over them."""
+        # Distances from the moving mean, which all devices share: squares of the values themselves would round more.
+        centre = tf.stop_gradient(self.moving_mean.value)
+        distances = inputs - centre
+        count = tf.cast(tf.size(inputs) / tf.shape(inputs)[-1], tf.float32)
+        sums, squares, counts = sum_over_batch(
+            tf.reduce_sum(distances, axis=(0, 1, 2)), tf.reduce_sum(tf.square(distances), axis=(0, 1, 2)), count
+        )
+        mean = sums / counts
+        variance = tf.maximum(squares / counts - tf.square(mean), 0.0)
+        self._keep(mean + centre, variance)
+        scale = tf.math.rsqrt(variance + self.epsilon) * self.gamma.value
+        return distances * scale + (self.beta.value - mean * scale)
+
+    def _keep(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             average.assign(average.value * self.momentum + value * (1 - self.momentum))
-        return outputs
 
 
 CUSTOM_LAYERS = {"FusedBatchNormalization": FusedBatchNormalization}

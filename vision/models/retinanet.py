@@ -22,6 +22,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from shared.distribution import mean_over_batch
 from shared.pretrained import Source, read_json, require_safe_config
 from shared.runtime import current_runtime, seeded
 from vision.frame import Frame
@@ -146,7 +147,7 @@ class RetinaNetNetwork:
         distance = tf.abs(tf.cast(found["bbox_regression"], tf.float32) - boxes)
         huber = tf.where(distance < _DELTA, distance**2 / 2, _DELTA * (distance - _DELTA / 2))
         box_loss = tf.reduce_sum(huber * matched[..., None])
-        return (class_loss + box_loss) / tf.maximum(tf.reduce_sum(matched), 1.0)
+        return mean_over_batch(class_loss + box_loss, tf.reduce_sum(matched))
 
     def answers(self, images: tf.Tensor, config: ObjectDetectorConfig) -> tf.Tensor:
         """Images (B, H, W, 3), any numeric type -> (B, M, 6): xyxy in pixels of the frame, score, class number."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from shared.distribution import mean_over_batch, sum_over_batch
 from vision.annotations import IGNORED
 
 
@@ -40,7 +41,7 @@ def segmentation_loss(
     weights = tf.cast(counted, tf.float32)
     if class_weights is not None:
         weights *= tf.gather(tf.constant(class_weights, tf.float32), numbers)
-    loss = tf.reduce_sum(losses * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
+    loss = mean_over_batch(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
     if region == "none":
         return loss
     probabilities, inside = tf.nn.softmax(logits), tf.cast(counted, tf.float32)[..., None]
@@ -61,9 +62,12 @@ def dice_loss(probabilities: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         targets: one-hot, the same shape.
     """
     axes = [0, 1, 2]
-    shared = tf.reduce_sum(probabilities * targets, axis=axes)
-    there = tf.reduce_sum(targets, axis=axes)
-    sizes = tf.reduce_sum(probabilities, axis=axes) + there
+    shared, there, predicted = sum_over_batch(
+        tf.reduce_sum(probabilities * targets, axis=axes),
+        tf.reduce_sum(targets, axis=axes),
+        tf.reduce_sum(probabilities, axis=axes),
+    )
+    sizes = predicted + there
     occurs = tf.cast(there > 0, tf.float32)
     losses = 1 - (2 * shared + 1) / (sizes + 1)
     return tf.reduce_sum(losses * occurs) / tf.maximum(tf.reduce_sum(occurs), 1.0)
