@@ -238,7 +238,7 @@ class Ranker(Pipeline):
 
         table, _ = self._labelled(train, "train")
         held = None if validation is None else self._labelled(validation, "validation")
-        task = self.training_task(train, options.training)
+        task = self.training_task(table, options.training)
         if held is not None:
             arrays, targets = self._known_encoder.encode(held[0]), held[1]
             task = replace(task, validate=lambda: self._metrics(self._answers(arrays), targets))

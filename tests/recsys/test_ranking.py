@@ -22,9 +22,11 @@ from recsys.models.ranking_network import (
     WideDeepNetwork,
     pair_products,
 )
+from recsys.ranking_baselines import ranking_baselines
 from recsys.row_batches import RowBatches
 from shared import Config, NotFittedError, TrainingConfig
 from shared.data import InputPipeline, Loading, Stages
+from shared.distribution import Portion
 from tests.contract import PipelineContract
 
 
@@ -373,6 +375,36 @@ def test_batches_are_rows_in_the_order_of_the_input_pipeline() -> None:
     changed = RowBatches({**arrays, "y": arrays["y"] + 1}, loading)
     assert changed.fingerprint() != rows.fingerprint() == RowBatches(arrays, loading).fingerprint()
     assert len(list(RowBatches(arrays, Loading(batch_size=32, drop_remainder=True)).epoch())) == 1
+
+
+def test_shares_of_several_devices_are_parts_of_the_same_batches() -> None:
+    arrays = {"x": np.arange(7), "y": np.arange(7)[:, None] * 2}
+    rows = RowBatches(arrays, Loading(batch_size=3, shuffle=True, seed=3))
+    whole = [batch["x"].tolist() for batch in rows.epoch(1)]
+    shares = list(rows.shares(Portion(num_shares=2, first=0, count=2), 1))
+    assert [share.sizes for share in shares] == [(1, 2), (1, 2), (0, 1)]
+    for batch, share in zip(whole, shares, strict=True):
+        joined = [x for part, size in zip(share.parts, share.sizes, strict=True) for x in part["x"][:size].tolist()]
+        assert joined == batch
+        assert share.num_examples == len(batch)
+        assert all(len(part["x"]) for part in share.parts)
+
+
+# Baselines.
+
+
+def test_baselines_know_all_kinds_of_columns() -> None:
+    rng = np.random.default_rng(0)
+    train, test = (
+        clicks(count, seed=count, vector=rng.normal(size=(count, 3)).astype(np.float32)) for count in (400, 200)
+    )
+    found = ranking_baselines(train, test)
+    assert list(found) == ["logistic regression", "gradient boosting"]
+    # Hour and ad count together only: trees see that, a linear model does not.
+    assert found["gradient boosting"]["auc"] > 0.9 > found["logistic regression"]["auc"] > 0.5
+    assert all(tuple(metrics) == ("auc", "log_loss", "accuracy") for metrics in found.values())
+    with pytest.raises(ValueError, match="for targets 0 and 1"):
+        ranking_baselines(Features(train.columns, targets=np.arange(400)), test)
 
 
 # Files.
