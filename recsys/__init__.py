@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from recsys.features import Features
     from recsys.interactions import Interactions
     from recsys.ranking import Ranker, RankerConfig
+    from recsys.retrieval import TwoTowerRetriever, TwoTowerRetrieverConfig
     from recsys.sequential import SequentialRecommender, SequentialRecommenderConfig
     from recsys.splitting import Holdout, Split
 
@@ -46,6 +47,8 @@ _HOMES = {
     "SequentialRecommenderConfig": "recsys.sequential",
     "SimilarItems": "recsys.answers",
     "Split": "recsys.splitting",
+    "TwoTowerRetriever": "recsys.retrieval",
+    "TwoTowerRetrieverConfig": "recsys.retrieval",
     "read_criteo": "recsys.feature_tables",
     "read_features": "recsys.feature_tables",
     "read_interactions": "recsys.data",
@@ -68,6 +71,8 @@ __all__ = [
     "SequentialRecommenderConfig",
     "SimilarItems",
     "Split",
+    "TwoTowerRetriever",
+    "TwoTowerRetrieverConfig",
     "read_criteo",
     "read_features",
     "read_interactions",

@@ -31,7 +31,7 @@ def recommendations(
     found, scores = fitted.ranked(rows, int(k), seen=seen, blocked=fitted.blocked(exclude, candidates))
     return [
         Recommendations(plain(user), *_answer(fitted, *row), origin=origin)
-        for user, row, origin in zip(users, zip(found, scores, strict=True), _origins(fitted.usable(rows)), strict=True)
+        for user, row, origin in zip(users, zip(found, scores, strict=True), _origins(fitted, rows), strict=True)
     ]
 
 
@@ -44,7 +44,7 @@ def pair_answers(fitted: Fitted, inputs: Sequence[Any]) -> list[Scores]:
     scores = np.split(fitted.pair_scores(np.repeat(users, counts), items), np.cumsum(counts)[:-1])
     return [
         Scores(user, tuple(items), tuple(part.tolist()), origin)
-        for (user, items), part, origin in zip(pairs, scores, _origins(fitted.usable(users)), strict=False)
+        for (user, items), part, origin in zip(pairs, scores, _origins(fitted, users), strict=False)
     ]
 
 
@@ -82,5 +82,10 @@ def _pair(pair: Any) -> tuple[Id, list[Id]]:
     return plain(user), [plain(item) for item in items] if several else [plain(items)]
 
 
-def _origins(usable: np.ndarray) -> list[Origin]:
-    return ["model" if good else "popularity" for good in usable.tolist()]
+def _origins(fitted: Fitted, users: np.ndarray) -> list[Origin]:
+    origins: list[Origin] = ["model" if good else "popularity" for good in fitted.usable(users).tolist()]
+    by_features = fitted.audience.by_features
+    if by_features is not None:
+        for place in np.flatnonzero((users >= 0) & np.append(by_features, False)[users]).tolist():
+            origins[place] = "features"
+    return origins

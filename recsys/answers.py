@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 Id: TypeAlias = str | int
-# Where an answer comes from: the model, or, for users without a usable history, the popularity of items.
-Origin: TypeAlias = Literal["model", "popularity"]
+# Where an answer comes from: the model, or, for users without a usable history, the model by their features alone where
+# it takes any and knows some, or else the popularity of items.
+Origin: TypeAlias = Literal["model", "features", "popularity"]
 
 
 @dataclass(frozen=True)

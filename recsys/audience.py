@@ -46,12 +46,16 @@ class Signals:
 
 @dataclass(frozen=True, eq=False)
 class Audience:
-    """Users with their histories (U, I), and the users as the scorer takes them; `usable` (U,): the model has a say."""
+    """Users with their histories (U, I), and the users as the scorer takes them; `usable` (U,): the model has a say.
+
+    `by_features`, bool (U,), are those of whom it knows features and no history; None where there are none.
+    """
 
     users: IdIndex
     histories: sp.csr_matrix
     represented: Users
     usable: np.ndarray
+    by_features: np.ndarray | None = None
 
     @classmethod
     def of_training(cls, users: IdIndex, histories: sp.csr_matrix, matrix: sp.csr_matrix, scorer: Scorer) -> Audience:
@@ -77,9 +81,14 @@ class Audience:
             assert isinstance(self.represented, np.ndarray)
             represented = np.zeros((len(users), self.represented.shape[1]), np.float32)
             represented[: len(self.represented)] = self.represented
+            touched = touched[touched >= scorer.num_fixed]
             if len(touched):
                 represented[touched] = scorer.represent(matrix[touched])
-            return Audience(users, histories, represented, np.diff(matrix.indptr) > 0)
+            chose = np.diff(matrix.indptr) > 0
+            if self.by_features is None:
+                return Audience(users, histories, represented, chose)
+            by_features = np.append(self.by_features, np.zeros(len(users) - len(self.users), bool)) & ~chose
+            return Audience(users, histories, represented, chose | by_features, by_features)
         if isinstance(self.represented, Sequences):
             later = Sequences.of(signals.liked(more), users, items)
             sequences = self.represented.followed_by(later)

@@ -187,6 +187,8 @@ class Fitted:
         arrays = {f"model/{name}": array for name, array in self.scorer.arrays().items()}
         arrays |= {f"histories/{name}": getattr(self.audience.histories, name) for name in _HISTORY}
         arrays["popularity"] = self.popular.popularity
+        if self.audience.by_features is not None:
+            arrays["by_features"] = self.audience.by_features
         if isinstance(self.audience.represented, np.ndarray):
             arrays["model/users"] = self.audience.represented  # those who were folded in too
         if isinstance(self.audience.represented, Sequences):
@@ -210,6 +212,9 @@ class Fitted:
             audience = Audience(users, histories, sequences, sequences.lengths > 0)
         else:
             audience = Audience.of_training(users, histories, signals(histories), scorer)
+        if "by_features" in arrays:
+            known = arrays["by_features"]
+            audience = replace(audience, usable=audience.usable | known, by_features=known)
         return cls(items, scorer, audience, PopularityScorer(arrays["popularity"]), signals)
 
 

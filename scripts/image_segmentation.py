@@ -6,7 +6,7 @@
     python scripts/image_segmentation.py predict --model streets-model --pictures drawn crossing.jpg
 
 A data path is a folder of images with its folder of masks beside it (`masks` beside `images`, `trainannot` beside
-`train`), or the folder that holds both. `classes.txt` has the class names.
+`train`), the folder that holds both, or a COCO JSON file of instances. `classes.txt` has the class names of folders.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ COMMAND = TaskCommand(
     reader_options=(
         ReaderOption("masks", "folder of the masks, where it is not beside the images"),
         ReaderOption(
-            "classes", "class names by number with commas between them, or a file of them (default: classes.txt)"
+            "classes",
+            "class names by number with commas between them, or a file of them (default: classes.txt); of COCO "
+            "those to take (default: all)",
         ),
         ReaderOption("colours", "pixel values of the classes where they are not their numbers, as 0,255"),
         ReaderOption("ignore", "pixel values that are no class, as 255"),

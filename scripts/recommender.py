@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -16,11 +17,13 @@ from typing import Any, get_args
 
 from shared.artifact import check_target
 from shared.cli import OneLineParser, add_flags, apply_for_training, config_from_flags, imported, run_script, run_verb
+from shared.examples import existing_file
 from shared.pipeline import ExportFormat
 from shared.runtime import RuntimeConfig, current_runtime
 from shared.training_config import TrainingConfig
 
 _COLUMNS = ("user", "item", "rating", "timestamp")
+_SIDES = ("user", "item")
 _INTERVAL = 0.95
 
 
@@ -30,6 +33,7 @@ class RecommenderCommand:
 
     With `holds_out_validation`, a run with --holdout and without --validation leaves the last interaction of each
     training user out too: it chooses the best epoch, and is part of the users' histories when the test is scored.
+    `features` are flags for tables of users and items, in train, and for newcomers in recommend.
     """
 
     name: str
@@ -38,6 +42,7 @@ class RecommenderCommand:
     config: str
     common: tuple[str, ...]
     holds_out_validation: bool = False
+    features: bool = False
 
 
 def main(command: RecommenderCommand, arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +81,7 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
         inner = leave_one_out(split.train)
         learned, validation = inner.train, inner.test
         split = replace(split, seen=validation if split.seen is None else validation.joined(split.seen))
+    features = _features(command, options, training.max_bad_share)
     checkpoint = output.with_name(output.name + ".checkpoint")
     pipeline = apply_for_training(runtime, lambda: imported(command.pipeline)(config), learned, training, checkpoint)
     history = pipeline.fit(
@@ -85,13 +91,14 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
         checkpoint=checkpoint,
         resume=options.resume,
         log=output.with_name(output.name + ".log.jsonl"),
+        **{f"{side}_features": table for side, table in features.items()},
     )
     if not current_runtime().workers.is_first:
         return  # the first of several workers scores, saves and tells
     if holdout is not None:
         metrics = pipeline.evaluate(split.test, seen=split.seen)
         print(f"held out: {holdout}, {metrics.details['users']} users, {metrics.details['protocol']}")
-        print(f"{config.model:40s} {metrics}")
+        print(f"{getattr(config, 'model', command.name):40s} {metrics}")
     pipeline.save(output)
     shutil.rmtree(checkpoint, ignore_errors=True)
     print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
@@ -130,7 +137,11 @@ def _evaluate(command: RecommenderCommand, options: argparse.Namespace, runtime:
 
 def _recommend(command: RecommenderCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
     runtime.apply()
+    features = _features(command, options, max_bad_share=0.01)
     pipeline = imported(command.pipeline).load(options.model)
+    for side, table in features.items():
+        added = pipeline.add_items(table) if side == "item" else pipeline.add_users(table)
+        print(f"{len(added)} {side}s added by their features", file=sys.stderr)
     users = _ids(options.users, pipeline.users)
     exclude = _ids(options.exclude, pipeline.items) if options.exclude else ()
     answers = pipeline.recommend(users, options.k, seen=not options.keep_seen, exclude=exclude)
@@ -169,6 +180,36 @@ def _read(path: str, options: argparse.Namespace, max_bad_share: float) -> Any:
     places: dict[str, Any] = {name: getattr(options, f"column.{name}") for name in _COLUMNS}
     places = {name: int(place) if place is not None and place.isdecimal() else place for name, place in places.items()}
     return read_interactions(path, **places, ids=options.ids, max_bad_share=max_bad_share)
+
+
+def _features(command: RecommenderCommand, options: argparse.Namespace, max_bad_share: float) -> dict[str, Any]:
+    """The tables in the flags, by side."""
+    from recsys.feature_tables import read_features
+
+    tables = {}
+    for side in _SIDES if command.features else ():
+        path = getattr(options, f"{side}_features")
+        if path is not None:
+            id_column = getattr(options, f"{side}_features_id") or _id_column(Path(path), side)
+            drop = [name for name in (getattr(options, f"{side}_features_drop") or "").split(",") if name]
+            tables[side] = read_features(path, id=id_column, drop=drop, max_bad_share=max_bad_share)
+    return tables
+
+
+def _id_column(path: Path, side: str) -> str:
+    """The column of a text file's header that by its name has the ids of users or items."""
+    from recsys.columns import role_of
+
+    with existing_file(path).open("rb") as stream:
+        first = stream.readline(1 << 16)
+    try:
+        names = re.split(r"[,;\t|]", first.decode("utf-8-sig").strip())
+    except UnicodeDecodeError:
+        names = []  # Parquet, or packed
+    found = [name for name in (part.strip().strip('"') for part in names) if role_of(name) == side or name == "id"]
+    if not found:
+        raise ValueError(f"{path}: no column is known to hold ids of {side}s. Name it with --{side}-features-id.")
+    return found[0]
 
 
 def _ids(text: str, known: Sequence[Any], *, whole: bool = False) -> list[Any]:
@@ -233,6 +274,13 @@ def _parser(command: RecommenderCommand, *, show_all: bool) -> argparse.Argument
     export = verb("export", "write a form that runs without Triptych")
     export.add_argument("--format", choices=get_args(ExportFormat), default="saved_model", help="default: saved_model")
     export.add_argument("--output", required=True, metavar="PATH", help="where to write")
+    for featured in (train, recommend) if command.features else ():
+        whose = "of all" if featured is train else "of newcomers among the"
+        for side in _SIDES:
+            name = f"--{side}-features"
+            featured.add_argument(name, metavar="PATH", help=f"table of features {whose} {side}s")
+            featured.add_argument(f"{name}-id", metavar="NAME", help=f"its column of {side} ids")
+            featured.add_argument(f"{name}-drop", metavar="A,B", help="its columns that are left out")
     for answering in (recommend, predict):
         answering.add_argument("--output", metavar="FILE", help="write there instead of to stdout")
     for loading in (evaluate, recommend, predict, export):

@@ -117,7 +117,7 @@ def ials(repeats: int) -> dict[str, Any]:
         for factors in _FACTORS:
             size = f"{factors} factors, {num_users // 1000}k users"
             course = _Ials(matrix, factors)
-            with _peer("retrieval.py", job, "ials") as peer, tempfile.TemporaryDirectory() as directory:
+            with _peer("implicit_faiss.py", job, "ials") as peer, tempfile.TemporaryDirectory() as directory:
                 ours, theirs = f"triptych, {size}", f"implicit, {size}"
                 sides = {ours: course.rate, theirs: _peer_rate(peer, str(factors))}
                 found = measured(sides, repeats)
@@ -203,7 +203,7 @@ def top_k(repeats: int) -> dict[str, Any]:
         top_k_products(queries, items, 10)
         return _QUERIES / (time.perf_counter() - start)
 
-    with _peer("retrieval.py", {"queries": queries, "items": items, "k": 10}, "top-k") as peer:
+    with _peer("implicit_faiss.py", {"queries": queries, "items": items, "k": 10}, "top-k") as peer:
         sides: dict[str, Callable[[], float]] = {
             "triptych top_k_products": ours,
             "faiss IndexFlatIP": lambda: _QUERIES / peer("search"),

@@ -81,7 +81,11 @@ def _steepest(rates: np.ndarray, losses: list[float]) -> float:
 def _sweep(task: TrainingTask, training: TrainingConfig, rates: np.ndarray) -> list[float]:
     with current_runtime().scope():
         optimizer = build_optimizer(
-            training, task.model.trainable_variables, float(rates[0]), rate_factors=task.rate_factors
+            training,
+            task.model.trainable_variables,
+            float(rates[0]),
+            rate_factors=task.rate_factors,
+            row_wise=task.row_wise,
         )
         step = TrainStep(task, optimizer, training.replace(accumulation_steps=1, ema_decay=0.0))
     losses: list[float] = []

@@ -353,7 +353,11 @@ class _Contender:
         schedule = build_schedule(config, max(1, subject.planned_steps(training) // training.epochs))
         with runtime.scope():
             optimizer = build_optimizer(
-                config, task.model.trainable_variables, schedule, rate_factors=task.rate_factors
+                config,
+                task.model.trainable_variables,
+                schedule,
+                rate_factors=task.rate_factors,
+                row_wise=task.row_wise,
             )
             self._step = TrainStep(task, optimizer, config)
         batches = subject.batches()

@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from shared.runtime import current_runtime
 from shared.training_config import TrainingConfig
 
 # First learning rate of one_cycle as a share of the highest: Smith and Topin 2018 (arXiv:1708.07120).
@@ -105,6 +106,7 @@ def build_optimizer(
     schedule: Schedule | float,
     *,
     rate_factors: Sequence[float] | None = None,
+    row_wise: Sequence[keras.Variable] = (),
 ) -> keras.optimizers.Optimizer:
     """An optimizer over `variables`, ready for `apply` on any subset of them.
 
@@ -113,6 +115,7 @@ def build_optimizer(
         variables: all variables that will ever be trained.
         schedule: learning rate by step, or a constant one.
         rate_factors: one factor per variable on the learning rate; 1 for each where left out.
+        row_wise: those of `variables` of which a step of adamw touches only the rows that have a gradient: see `_Adam`.
     """
     optimizer = _create(config, schedule)
     optimizer.build(list(variables))
@@ -123,6 +126,8 @@ def build_optimizer(
         )
     optimizer.rate_factors = factors
     optimizer.decays = [config.weight_decay if len(v.shape) > 1 else 0.0 for v in variables]
+    chosen = {id(variable) for variable in row_wise}
+    optimizer.row_wise = [id(v) in chosen and len(v.shape) > 1 for v in variables]
     if keras.config.dtype_policy().name == "mixed_float16":
         scaled = keras.optimizers.LossScaleOptimizer(optimizer)
         scaled.build(list(variables))
@@ -145,7 +150,27 @@ def _create(config: TrainingConfig, schedule: Schedule | float) -> keras.optimiz
 
 
 class _Adam(keras.optimizers.Adam):
-    """Keras's Adam, in one pass over memory: TensorFlow's kernel reads and writes each array once."""
+    """Keras's Adam, in one pass over memory: TensorFlow's kernel reads and writes each array once.
+
+    Of tables that are `row_wise`, a step costs what its rows cost, not what the table costs: moments of other rows
+    stay as they are until they are next read, where Adam's own would fade meanwhile (as in TensorFlow Addons'
+    LazyAdam). Decay, too, comes with the rows.
+    """
+
+    def update_rows(self, rows: tf.IndexedSlices, variable: Any, learning_rate: Any, decay: float) -> None:
+        """Adam's update of distinct `rows` alone, with decoupled weight decay."""
+        index, step = self._get_variable_index(variable), tf.cast(self.iterations.value, tf.float32) + 1.0
+        moments = self._momentums[index].value, self._velocities[index].value
+        gradient = tf.cast(rows.values, tf.float32)
+        first = self.beta_1 * tf.gather(moments[0], rows.indices) + (1 - self.beta_1) * gradient
+        second = self.beta_2 * tf.gather(moments[1], rows.indices) + (1 - self.beta_2) * tf.square(gradient)
+        for moment, values in zip(moments, (first, second), strict=True):
+            moment.scatter_update(tf.IndexedSlices(values, rows.indices))
+        rate = learning_rate * tf.sqrt(1 - tf.pow(self.beta_2, step)) / (1 - tf.pow(self.beta_1, step))
+        change = rate * first / (tf.sqrt(second) + self.epsilon)
+        if decay:
+            change += learning_rate * decay * tf.gather(variable, rows.indices)
+        variable.scatter_sub(tf.IndexedSlices(change, rows.indices))
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         if tf.distribute.has_strategy() or variable.dtype != "float32":
@@ -173,6 +198,25 @@ def _per_variable(base: type[keras.optimizers.Optimizer]) -> type[keras.optimize
     class PerVariable(base):
         rate_factors: list[float]
         decays: list[float]
+        row_wise: list[bool]
+
+        def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+            variables = self._trainable_variables if trainable_variables is None else trainable_variables
+            pairs = zip(grads, variables, strict=True)
+            super().apply([self._by_rows(gradient, variable) for gradient, variable in pairs], trainable_variables)
+
+        def _by_rows(self, gradient: Any, variable: Any) -> Any:
+            """Distinct rows where only these are to be updated, otherwise the gradient as it is."""
+            if not isinstance(gradient, tf.IndexedSlices) or not self.row_wise[self._get_variable_index(variable)]:
+                return gradient
+            if not hasattr(self, "update_rows") or tf.distribute.has_strategy() or current_runtime().xla:
+                return tf.convert_to_tensor(gradient)
+            return distinct_rows(gradient)
+
+        def _clip_gradients(self, grads: Any) -> Any:
+            if self.global_clipnorm and any(isinstance(gradient, tf.IndexedSlices) for gradient in grads):
+                return tf.clip_by_global_norm(grads, self.global_clipnorm)[0]  # which takes rows; Keras's does not
+            return super()._clip_gradients(grads)
 
         def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
             return grads_and_vars  # the training step has added them up over replicas already
@@ -180,9 +224,20 @@ def _per_variable(base: type[keras.optimizers.Optimizer]) -> type[keras.optimize
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
             index = self._get_variable_index(variable)
             rate = tf.cast(learning_rate, variable.dtype) * self.rate_factors[index]
+            if isinstance(gradient, tf.IndexedSlices) and self.row_wise[index]:
+                self.update_rows(gradient, variable, rate, self.decays[index])
+                return
             if self.decays[index]:
                 self.assign_sub(variable, variable * (rate * self.decays[index]))
             super().update_step(gradient, variable, rate)
 
     PerVariable.__name__ = base.__name__.removeprefix("_")
     return PerVariable
+
+
+def distinct_rows(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
+    """The same gradient with each row once, as the sum of its parts."""
+    rows, places = tf.unique(gradient.indices)
+    return tf.IndexedSlices(
+        tf.math.unsorted_segment_sum(gradient.values, places, tf.size(rows)), rows, gradient.dense_shape
+    )

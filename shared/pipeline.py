@@ -37,7 +37,10 @@ _PIPELINES = {
     "named_entity_recognition": "nlp.ner:EntityRecognizer",
     "object_detection": "vision.detection:ObjectDetector",
     "ranking": "recsys.ranking:Ranker",
+    "retrieval": "recsys.retrieval:TwoTowerRetriever",
     "sequential_recommendation": "recsys.sequential:SequentialRecommender",
+    "tfrs_ranking": "recsys.tfrs:TFRSRanker",
+    "tfrs_retrieval": "recsys.tfrs:TFRSRetriever",
     "text_classification": "nlp.classification:TextClassifier",
     "translation": "nlp.translation:Translator",
 }

@@ -37,6 +37,7 @@ class TrainStep:
         self.task = task
         self.optimizer = optimizer
         self.loss_sum = tf.Variable(0.0, trainable=False, dtype=tf.float32)
+        self._row_wise = {id(variable) for variable in task.row_wise}
         self._variables = list(task.model.trainable_variables)
         self._ema_decay, self._recompute = config.ema_decay, config.gradient_checkpointing
         self._sums = [_zeros_per_replica(v) for v in self._variables] if config.accumulation_steps > 1 else []
@@ -159,7 +160,13 @@ class TrainStep:
         if unused:
             raise ValueError(f"The loss does not depend on {', '.join(unused)}: freeze these or use them.")
         # Rows that were looked up several times are added up: the norm to limit is that of the sums.
-        return loss, variables, [tf.convert_to_tensor(gradient) for gradient in gradients]
+        whole = [g if self._by_rows(v) else tf.convert_to_tensor(g) for v, g in zip(variables, gradients, strict=True)]
+        return loss, variables, whole
+
+    def _by_rows(self, variable: keras.Variable) -> bool:
+        """Whether the optimizer is to get rows, which it adds up itself; sums over batches and devices are whole."""
+        scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        return id(variable) in self._row_wise and self._strategy is None and not self._sums and not scaled
 
     def _trained(self, values: Sequence[Any]) -> list[Any]:
         """Those of `values` (one per variable of the whole model) whose variables are trained at present."""

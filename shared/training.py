@@ -46,8 +46,9 @@ class TrainingTask:
     `evaluate`'s own code.
     `set_head_only(on)` switches between training the head alone, in the first `freeze_epochs`, and all that shall be
     trained. `rate_factors` has one factor on the learning rate for each of the variables trained with it off.
-    `fingerprint` identifies config and data: a state resumes only under an equal one. With `varying_shapes` batches
-    differ in shape, as those of texts do.
+    `row_wise` has large tables of which a step of adamw is to update only the rows that it read. `fingerprint`
+    identifies config and data: a state resumes only under an equal one. With `varying_shapes` batches differ in shape,
+    as those of texts do.
     """
 
     model: keras.Model
@@ -56,6 +57,7 @@ class TrainingTask:
     validate: Callable[[], Metrics] | None = None
     set_head_only: Callable[[bool], None] | None = None
     rate_factors: Sequence[float] | None = None
+    row_wise: Sequence[keras.Variable] = ()
     fingerprint: dict[str, Any] = field(default_factory=dict)
     varying_shapes: bool = False
 
@@ -165,7 +167,11 @@ class _Run:
         self.schedule = schedule
         with current_runtime().scope():
             self.optimizer = build_optimizer(
-                self.config, model.trainable_variables, schedule, rate_factors=self.task.rate_factors
+                self.config,
+                model.trainable_variables,
+                schedule,
+                rate_factors=self.task.rate_factors,
+                row_wise=self.task.row_wise,
             )
             self.train_step = TrainStep(self.task, self.optimizer, self.config)
 

@@ -8,7 +8,8 @@ Conventions
     targets       a class name, or a class number where a dataset has them; a tuple of names for multi-label classes;
                   `ObjectBoxes` for detection, a mask for segmentation
     boxes         float32 (N, 4), xyxy in pixels of the raw image after EXIF orientation, in `ObjectBoxes`
-    masks         uint8 (H, W) class numbers, 255 where pixels do not count; arrays, or PNG files that `MaskFile` reads
+    masks         uint8 (H, W) class numbers, 255 where pixels do not count; arrays, PNG files that `MaskFile` reads, or
+                  instances of a COCO file that `CocoMask` draws
     probabilities float32 (B, K); softmax for one label, a sigmoid each for many
 
 Names are loaded when they are first used, so `import vision` is quick.
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from shared.classification import Classification
     from vision.annotations import MaskCoding, MaskFile, ObjectBoxes
     from vision.classification import ImageClassifier, ImageClassifierConfig
+    from vision.coco_masks import CocoMask, read_coco_masks
     from vision.data import read_idx, read_image_csv, read_image_folder, read_images
     from vision.detection import Detections, ObjectDetector, ObjectDetectorConfig
     from vision.detection_data import read_coco, read_pascal_voc
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Classification": "shared.classification",
+    "CocoMask": "vision.coco_masks",
     "Detections": "vision.detection",
     "ImageClassifier": "vision.classification",
     "ImageClassifierConfig": "vision.classification",
@@ -44,6 +47,7 @@ _HOMES = {
     "ObjectDetectorConfig": "vision.detection",
     "Segmentation": "vision.segmentation",
     "read_coco": "vision.detection_data",
+    "read_coco_masks": "vision.coco_masks",
     "read_idx": "vision.data",
     "read_image_csv": "vision.data",
     "read_image_folder": "vision.data",
@@ -55,6 +59,7 @@ _HOMES = {
 
 __all__ = [
     "Classification",
+    "CocoMask",
     "Detections",
     "ImageClassifier",
     "ImageClassifierConfig",
@@ -67,6 +72,7 @@ __all__ = [
     "ObjectDetectorConfig",
     "Segmentation",
     "read_coco",
+    "read_coco_masks",
     "read_idx",
     "read_image_csv",
     "read_image_folder",

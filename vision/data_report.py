@@ -15,7 +15,8 @@ import numpy as np
 from shared.examples import BadExampleError, Examples
 from vision.annotations import IGNORED, MaskFile, ObjectBoxes
 from vision.boxes import box_areas, box_iou
-from vision.drawing import class_colour, draw_boxes, draw_mask, with_legend, write_png
+from vision.coco_masks import CocoMask
+from vision.drawing import class_colour, draw_boxes, draw_classes, write_png
 from vision.images import decode_image
 
 # Lines that one kind of finding may fill, pictures on a sheet, and the side of each in pixels.
@@ -60,7 +61,7 @@ def segmentation_report(examples: Examples, pictures: Path | None = None) -> lis
         examples: what a reader returned.
         pictures: a directory for `examples.png`, a sheet of images with their masks.
     """
-    masks: list[MaskFile] = list(examples.targets)
+    masks: list[MaskFile | CocoMask] = list(examples.targets)
     labels = masks[0].labels if masks else ()
     pixels, present, bad = np.zeros(256, np.int64), np.zeros(256, np.int64), []
     for path, mask in zip(examples.inputs, masks, strict=True):
@@ -164,9 +165,5 @@ def _with_boxes(image: np.ndarray, target: ObjectBoxes, names: Sequence[str]) ->
     return draw_boxes(image, target.boxes, captions, colours)
 
 
-def _with_mask(image: np.ndarray, target: MaskFile) -> np.ndarray:
-    mask = target.read(image.shape[:2])
-    colours = [class_colour(number) for number in range(len(target.labels))]
-    there = [k for k in np.unique(mask).tolist() if k < len(colours)]
-    picture = draw_mask(image, mask, colours)
-    return with_legend(picture, [target.labels[k] for k in there], [colours[k] for k in there])
+def _with_mask(image: np.ndarray, target: MaskFile | CocoMask) -> np.ndarray:
+    return draw_classes(image, target.read(image.shape[:2]), target.labels)

@@ -59,6 +59,12 @@ class ObjectDetectorConfig(Config):
     head_depth: int = option(2, "convolutions in each branch of the head", minimum=0)
     threshold: float = option(0.3, "score from which an object is an answer", minimum=0.0, maximum=1.0)
     nms_iou: float = option(0.6, "overlap from which two boxes of a class are one object", minimum=0.0, maximum=1.0)
+    box_voting: float = option(
+        0.0,
+        "overlap from which boxes of a class share in where the best of them is, by their scores; 0 is off",
+        minimum=0.0,
+        maximum=1.0,
+    )
     max_detections: int = option(100, "most objects in an answer", minimum=1)
     scale_jitter: float = option(1.5, "training images are enlarged or shrunk by up to this factor", minimum=1.0)
     aspect_jitter: float = option(1.2, "and stretched by up to this factor", minimum=1.0)
@@ -144,14 +150,14 @@ class ObjectDetector(Pipeline):
     ) -> Self:
         """A detector that begins with pretrained weights.
 
-        Of an image classifier the trunk is taken, under a new pyramid and head; of keras-hub's RetinaNet everything,
-        the head where `labels` are left out.
+        Of an image classifier the trunk is taken, under a new pyramid and head; of keras-hub's RetinaNet and D-FINE
+        everything, the head where `labels` are left out or are its own.
 
         Args:
-            ref: a convolutional classifier in `vision.presets`, a local directory of one or of a RetinaNet,
-                `hf://org/name` or `kaggle://...`.
+            ref: a convolutional classifier or a detector in `vision.presets`, a local directory of one, `hf://org/name`
+                or `kaggle://...`.
             labels: classes to detect, or "from_data" to learn them from the training set. `predict` then needs `fit`
-                first. Left out, the head of a RetinaNet is kept; its classes are called "0", "1", ...
+                first. Left out, the head of a detector is kept; its classes are called "0", "1", ...
             config_fields: fields of `ObjectDetectorConfig` that shall differ from the defaults.
 
         Raises:
@@ -168,25 +174,29 @@ class ObjectDetector(Pipeline):
         from vision.models.detector import load_detector_preset
 
         preset = load_detector_preset(ref, seed=config_fields.get("seed", 0))
-        own = getattr(preset, "labels", None)
+        # Detectors have class names of their own, classifiers none that would do here.
+        own: tuple[str, ...] | None = getattr(preset, "labels", None)
         if labels is None and own is None:
             raise ValueError(
                 f"The preset {str(ref)!r} is no detector with a head, so the classes must be given: `labels=[...]`, or "
                 'labels="from_data" to learn them from the training set. A saved detector is read by `load`.'
             )
-        ignored = [f"`{name}`" for name in ("pyramid_channels", "head_depth") if own and name in config_fields]
+        without_effect = ("pyramid_channels", "head_depth", "multi_scale") if hasattr(preset, "labels") else ()
+        ignored = [f"`{name}`" for name in without_effect if name in config_fields]
         if ignored:
             raise ValueError(
-                f"{' and '.join(ignored)} would have no effect: {str(ref)!r} brings its own. Leave it out."
+                f"{' and '.join(ignored)} would have no effect: {str(ref)!r} brings its own network, for images of one "
+                "size. Leave it out."
             )
         if labels != FROM_DATA:
             config_fields["labels"] = tuple(labels or own or ())
         detector = cls(ObjectDetectorConfig.from_dict(config_fields))
         detector._preset = preset
+        keep_head = own is not None and detector.config.labels == own
         if detector.labels is not None:
-            detector._ensure_network(len(detector.labels), keep_head=labels is None)
-        detector._trained = labels is None
-        if labels is not None:
+            detector._ensure_network(len(detector.labels), keep_head=keep_head)
+        detector._trained = keep_head
+        if not keep_head:
             logger.info("the head of the detector is new: call `fit` before `predict`")
         detector.provenance = {"preset": {"ref": str(ref), "source": preset.source, "licence": preset.licence}}
         return detector

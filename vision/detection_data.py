@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -83,22 +83,28 @@ def read_coco(annotations: str | Path, images: str | Path | None = None, *, max_
         ValueError: for another format, or too many bad records.
     """
     file = existing_file(annotations)
-    content = _coco_content(file)
-    labels = _coco_labels(file, content)
+    content = coco_content(file)
+    labels = coco_categories(file, content)
     found = AnnotatedImages()
-    entries = _coco_images(file, content, found)
-    directory = _coco_directory(file, entries) if images is None else existing_directory(images)
+    entries = coco_entries(file, content, found.skip)
+    directory = coco_directory(file, entries) if images is None else existing_directory(images)
     boxes: dict[Any, list[RawBox]] = defaultdict(list)
     bad: dict[Any, list[BadRecord]] = defaultdict(list)
+    seen: dict[Any, Any] = {}
     for place, annotation in enumerate(content["annotations"]):
-        image = _key(annotation, "image_id")
-        where = f"{file}, {_numbered('annotation', annotation, place)}"
+        image = entry_key(annotation, "image_id")
+        where = f"{file}, {entry_name('annotation', annotation, place)}"
+        key = entry_key(annotation, "id")
+        # Ids have no part here, so that different objects may share one; the same object twice is one too many.
+        if key is not None and seen.setdefault(key, annotation) is not annotation and seen[key] == annotation:
+            bad[image].append(BadRecord(where, "it is there twice"))
+            continue
         try:
             boxes[image].append(_coco_box(where, annotation, labels))
         except BadExampleError as error:
             bad[image].append(BadRecord(where, error.reason))
     for key, entry in entries.items():
-        path, size = directory / entry["file_name"], (_key(entry, "width"), _key(entry, "height"))
+        path, size = directory / entry["file_name"], (entry_key(entry, "width"), entry_key(entry, "height"))
         _add(found, path, size, boxes.pop(key, []), bad.pop(key, []))
     # What is left belongs to no image of the file.
     for key in (*boxes, *bad):
@@ -116,11 +122,12 @@ def coco_labels(annotations: str | Path) -> tuple[str, ...]:
         ValueError: for another format.
     """
     file = existing_file(annotations)
-    labels = _coco_labels(file, _coco_content(file))
+    labels = coco_categories(file, coco_content(file))
     return tuple(labels[key] for key in sorted(labels))
 
 
-def _coco_content(file: Path) -> dict[str, Any]:
+def coco_content(file: Path) -> dict[str, Any]:
+    """What a COCO file holds, once it is known to have the lists that it must have."""
     try:
         content = json.loads(file.read_bytes())
     except json.JSONDecodeError as error:
@@ -138,10 +145,11 @@ def _coco_content(file: Path) -> dict[str, Any]:
     return lists
 
 
-def _coco_labels(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
+def coco_categories(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
+    """Names of the categories of a COCO file by id."""
     labels: dict[int, str] = {}
     for place, category in enumerate(content["categories"]):
-        key, name = _key(category, "id"), _key(category, "name")
+        key, name = entry_key(category, "id"), entry_key(category, "name")
         if not isinstance(key, int) or not isinstance(name, str):
             raise ValueError(f"{file}: category {place} must have an integer `id` and a `name`; it is {category!r}.")
         if key in labels or name in labels.values():
@@ -150,46 +158,55 @@ def _coco_labels(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
     return labels
 
 
-def _coco_images(file: Path, content: Mapping[str, Any], found: AnnotatedImages) -> dict[Any, dict[str, Any]]:
+def coco_entries(file: Path, content: Mapping[str, Any], skip: Callable[[str, str], None]) -> dict[Any, dict[str, Any]]:
+    """Images of a COCO file by id; `skip(where, reason)` is told of those that cannot be used."""
     entries: dict[Any, dict[str, Any]] = {}
     for place, entry in enumerate(content["images"]):
-        key, name = _key(entry, "id"), _key(entry, "file_name")
+        key, name = entry_key(entry, "id"), entry_key(entry, "file_name")
         if key is None or not isinstance(name, str) or not name:
-            found.skip(f"{file}, {_numbered('image', entry, place)}", "it must have `id` and `file_name`")
+            skip(f"{file}, {entry_name('image', entry, place)}", "it must have `id` and `file_name`")
         elif key in entries:
-            found.skip(f"{file}, image {key}", f"{name}: the id is that of {entries[key]['file_name']}")
+            skip(f"{file}, image {key}", f"{name}: the id is that of {entries[key]['file_name']}")
         else:
             entries[key] = entry
     return entries
 
 
-def _key(entry: Any, name: str) -> int | str | None:
+def entry_key(entry: Any, name: str) -> int | str | None:
     """An id or name in `entry`, None where there is none that can be one."""
     value = entry.get(name) if isinstance(entry, dict) else None
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
-def _numbered(thing: str, entry: Any, place: int) -> str:
-    key = _key(entry, "id")
+def entry_name(thing: str, entry: Any, place: int) -> str:
+    """What an entry of a list is called in a report, by its id, or by its place where it has none."""
+    key = entry_key(entry, "id")
     return f"{thing} {key}" if key is not None else f"{thing} without id at place {place}"
 
 
-def _coco_directory(file: Path, entries: Mapping[Any, Mapping[str, Any]]) -> Path:
+def coco_directory(file: Path, entries: Mapping[Any, Mapping[str, Any]]) -> Path:
+    """Where the images of a COCO file are.
+
+    Raises:
+        FileNotFoundError: where no known place has one of them.
+    """
     split = file.stem.removeprefix("instances_")
     root = file.parent.parent
     candidates = [root / split, file.parent, root / "images" / split, root / "images", file.parent / "images"]
     names = [entry["file_name"] for entry in entries.values()][:50]
+    if not names:
+        return file.parent  # what is wrong is said where images are counted
     for candidate in candidates:
         if any((candidate / name).is_file() for name in names):
             return candidate
     raise FileNotFoundError(
-        f"None of the images of {file} (such as {names[0] if names else 'none'}) is in "
+        f"None of the images of {file} (such as {names[0]}) is in "
         f"{', '.join(str(candidate) for candidate in candidates)}. Give their directory as `images`."
     )
 
 
 def _coco_box(where: str, annotation: Any, labels: Mapping[int, str]) -> RawBox:
-    category = _key(annotation, "category_id")
+    category = entry_key(annotation, "category_id")
     if not isinstance(category, int) or category not in labels:
         raise BadExampleError(f"its category {category!r} is not in `categories`")
     left, top, width, height = _finite(annotation.get("bbox"), "bbox", "[left, top, width, height]")
@@ -344,12 +361,17 @@ def _add(
 ) -> None:
     """Add an image, or what is wrong with its file. Where its stated `size` is none, the file is asked."""
     try:
-        found.add(image, _size(image, *size), boxes, bad)
+        found.add(image, checked_size(image, *size), boxes, bad)
     except BadExampleError as error:
         found.skip(image, error.reason)
 
 
-def _size(image: Path, width: object = None, height: object = None) -> tuple[int, int]:
+def checked_size(image: Path, width: object = None, height: object = None) -> tuple[int, int]:
+    """(width, height) as stated, or where they are not, as the file has them.
+
+    Raises:
+        BadExampleError: for a file that is missing, empty or, where it is asked, no image.
+    """
     reason = reason_to_skip_file(image)
     if reason:
         raise BadExampleError(reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 # Glasbey-like: hues a golden angle apart, so that neighbouring class numbers differ.
 _GOLDEN = 0.618034
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+# The class that is left without a tint.
+BACKGROUND = "background"
 
 
 def class_colour(number: int) -> tuple[int, int, int]:
@@ -26,7 +29,8 @@ def draw_boxes(
 ) -> np.ndarray:
     """A copy of `image` uint8 (H, W, 3) with `boxes` (N, 4) xyxy in pixels, each in its colour under its caption.
 
-    Lines and letters grow with the image. Captions stand above their boxes where there is room, else within.
+    Lines and letters grow with the image. A caption stands above its box, or where there is no room or another caption,
+    within it or below; the last boxes choose first.
     """
     drawn: np.ndarray = np.ascontiguousarray(image).copy()
     scale = max(image.shape[:2]) / 640
@@ -34,22 +38,58 @@ def draw_boxes(
     for box, colour in zip(boxes, colours, strict=True):
         (left, top), (right, bottom) = (tuple(map(int, np.rint(corner))) for corner in (box[:2], box[2:]))
         cv2.rectangle(drawn, (left, top), (right - 1, bottom - 1), colour, line)
-    for box, caption, colour in zip(boxes, captions, colours, strict=True):
-        _caption(drawn, box, caption, colour, max(0.35, 0.45 * scale))
+    taken: list[_Place] = []
+    for box, caption, colour in reversed(list(zip(boxes, captions, colours, strict=True))):
+        taken.append(_caption(drawn, box, caption, colour, max(0.35, 0.45 * scale), taken))
     return drawn
 
 
-def _caption(drawn: np.ndarray, box: np.ndarray, text: str, colour: tuple[int, int, int], size: float) -> None:
+# Left, top, right and bottom of a caption, in pixels.
+_Place: TypeAlias = tuple[int, int, int, int]
+
+
+def _caption(
+    drawn: np.ndarray, box: np.ndarray, text: str, colour: tuple[int, int, int], size: float, taken: Sequence[_Place]
+) -> _Place:
+    """Write a caption where none of those `taken` is, and return where."""
     thickness = max(1, round(1.4 * size))
     (width, height), below = cv2.getTextSize(text, _FONT, size, thickness)
     left = int(min(max(box[0], 0), max(0, drawn.shape[1] - width - 4)))
-    edge, needed = int(np.rint(box[1])), height + below + 4
-    bottom = edge if edge >= needed else edge + needed
-    top = bottom - height - below - 3
+    tall = height + below + 4
+    edge, end = (int(np.rint(min(max(side, 0), drawn.shape[0]))) for side in (box[1], box[3]))
+    tops = [top for top in (edge - tall, edge, end, end - tall) if 0 <= top <= drawn.shape[0] - tall] or [0]
+    places = [(left, top, left + width + 4, top + tall) for top in tops]
+    place = next((place for place in places if not any(_meet(place, other) for other in taken)), places[0])
+    top, bottom = place[1], place[3]
     cv2.rectangle(drawn, (left, top), (left + width + 4, bottom), colour, cv2.FILLED)
     dark = sum(share * channel for share, channel in zip((0.299, 0.587, 0.114), colour, strict=True)) < 140
     ink = (255, 255, 255) if dark else (0, 0, 0)
     cv2.putText(drawn, text, (left + 2, bottom - below), _FONT, size, ink, thickness, cv2.LINE_AA)
+    return place
+
+
+def _meet(first: _Place, second: _Place) -> bool:
+    across = first[0] < second[2] and second[0] < first[2]
+    return across and first[1] < second[3] and second[1] < first[3]
+
+
+def draw_classes(
+    image: np.ndarray, mask: np.ndarray, labels: Sequence[str], *, opacity: float = 0.5, legend: bool = True
+) -> np.ndarray:
+    """`draw_mask` in the colours of the classes, with a legend of those that are there.
+
+    A class called "background" is left as it is, so that one sees what it is the background of.
+    """
+    colours = [class_colour(number) for number in range(len(labels))]
+    shown = np.unique(mask[mask < len(labels)]).tolist()
+    if BACKGROUND in labels:
+        nothing = labels.index(BACKGROUND)
+        mask = np.where(mask == nothing, np.uint8(255), mask)
+        shown = [number for number in shown if number != nothing]
+    picture = draw_mask(image, mask, colours, opacity=opacity)
+    if not legend:
+        return picture
+    return with_legend(picture, [labels[k] for k in shown], [colours[k] for k in shown])
 
 
 def draw_mask(

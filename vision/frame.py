@@ -26,7 +26,8 @@ class Frame:
 
     It is resized (antialiased, bilinear) so that it just fits into `height` x `width` pixels, and padded with mid-grey
     until both are multiples of `multiple`, the largest stride of the network. The network then takes
-    (value - mean) / std per channel, for values 0..255.
+    (value - mean) / std per channel, for values 0..255. With `stretch` the values of an image, all channels together,
+    are spread over 0..255 before anything else.
     """
 
     height: int
@@ -34,6 +35,7 @@ class Frame:
     multiple: int = 32
     mean: tuple[float, ...] = (127.5, 127.5, 127.5)
     std: tuple[float, ...] = (63.75, 63.75, 63.75)
+    stretch: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,7 +64,7 @@ class Frame:
 
 def framed(image: np.ndarray, frame: Frame) -> np.ndarray:
     """uint8 (H, W, 3) -> uint8 (*frame.shape, 3), by the operations that exports use."""
-    if image.shape[:2] == frame.shape == frame.inner(*image.shape[:2]):
+    if not frame.stretch and image.shape[:2] == frame.shape == frame.inner(*image.shape[:2]):
         return image
     prepared: np.ndarray = _compiled(frame)(image).numpy()
     return prepared
@@ -84,12 +86,34 @@ def frame_image(image: tf.Tensor, frame: Frame) -> tf.Tensor:
     """uint8 (H, W, 3) -> uint8 (*frame.shape, 3) as TensorFlow operations."""
     import tensorflow as tf
 
+    image = stretched_image(image) if frame.stretch else image
     inner = inner_size(tf.shape(image), frame)
     values = tf.image.resize(image, inner, method="bilinear", antialias=True)
     pixels = tf.cast(tf.clip_by_value(tf.round(values), 0.0, 255.0), tf.uint8)
     height, width = frame.shape
     padding = [[0, height - inner[0]], [0, width - inner[1]], [0, 0]]
     return tf.ensure_shape(tf.pad(pixels, padding, constant_values=GREY), (height, width, 3))
+
+
+def stretched_values(image: np.ndarray) -> np.ndarray:
+    """uint8 of any shape -> the same with its values spread over 0..255; of one value alone it stays as it is."""
+    low, high = int(image.min()), int(image.max())
+    if high == low:
+        return image
+    # In whole numbers, which are the same in TensorFlow.
+    table = np.clip(np.arange(256) - low, 0, high - low)
+    table = (table * 510 + (high - low)) // (2 * (high - low))
+    return np.asarray(table.astype(np.uint8)[image])
+
+
+def stretched_image(image: tf.Tensor) -> tf.Tensor:
+    """Twin of `stretched_values` as TensorFlow operations."""
+    import tensorflow as tf
+
+    values = tf.cast(image, tf.int32)
+    low, high = tf.reduce_min(values), tf.reduce_max(values)
+    reach = tf.maximum(high - low, 1)
+    return tf.where(high == low, image, tf.cast(((values - low) * 510 + reach) // (2 * reach), tf.uint8))
 
 
 def inner_size(shape: tf.Tensor, frame: Frame) -> tf.Tensor:

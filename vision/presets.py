@@ -240,6 +240,41 @@ _HANDLES: dict[tuple[str, int], tuple[str, ...]] = {
     ),
 }
 
+# Its detectors and segmenters, with their heads.
+_DENSE_HANDLES: dict[tuple[str, int], tuple[str, ...]] = {
+    ("d-fine", 1): (
+        "dfine_nano_coco",
+        "dfine_small_coco",
+        "dfine_medium_coco",
+        "dfine_large_coco",
+        "dfine_xlarge_coco",
+        "dfine_small_obj365",
+        "dfine_medium_obj365",
+        "dfine_large_obj365",
+        "dfine_xlarge_obj365",
+        "dfine_small_obj2coco",
+        "dfine_medium_obj2coco",
+        "dfine_large_obj2coco_e25",
+        "dfine_xlarge_obj2coco",
+    ),
+    ("retinanet", 4): ("retinanet_resnet50_fpn_coco",),
+    ("retinanet", 3): ("retinanet_resnet50_fpn_v2_coco",),
+    ("segformer", 5): ("segformer_b1_ade20k_512",),
+    ("segformer", 3): (
+        "segformer_b0_ade20k_512",
+        "segformer_b2_ade20k_512",
+        "segformer_b3_ade20k_512",
+        "segformer_b4_ade20k_512",
+        "segformer_b5_ade20k_640",
+        "segformer_b0_cityscapes_1024",
+        "segformer_b2_cityscapes_1024",
+        "segformer_b3_cityscapes_1024",
+        "segformer_b4_cityscapes_1024",
+        "segformer_b5_cityscapes_1024",
+    ),
+    ("deeplabv3plus", 4): ("deeplab_v3_plus_resnet50_pascalvoc",),
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "efficientnet_lite0": {
         "architecture": {"family": "efficientnet_lite", "variant": "lite0"},
@@ -262,5 +297,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "source": "EfficientNet-Lite0 trained on ImageNet-1k by the TensorFlow authors, converted to PyTorch",
     },
     **_APPLICATIONS,
-    **{name: _handle(name, model, version) for (model, version), names in _HANDLES.items() for name in names},
+    **{
+        name: _handle(name, model, version)
+        for handles in (_HANDLES, _DENSE_HANDLES)
+        for (model, version), names in handles.items()
+        for name in names
+    },
 }

@@ -21,12 +21,13 @@ from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import BadExampleError, Examples, Source, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
 from shared.vocabulary import Vocabulary
-from vision.annotations import IGNORED, MaskFile
+from vision.annotations import IGNORED
 from vision.augmentation import colour_jittered
-from vision.drawing import class_colour, draw_mask, with_legend
-from vision.frame import Frame, framed
+from vision.drawing import draw_classes
+from vision.frame import Frame, framed, stretched_values
 from vision.geometry import GeometryRange
 from vision.images import decode_image
+from vision.masks import mask_labels, pairs, read_mask
 from vision.sample_pictures import encoded_pictures
 from vision.segmentation_metrics import pixel_counts, segmentation_metrics
 from vision.tiles import tile_corners
@@ -56,6 +57,9 @@ class ImageSegmenterConfig(Config):
     )
     decoder: Literal["unet", "deeplab_v3_plus"] = option("unet", "what turns features into a mask")
     decoder_channels: int = option(64, "channels of the decoder at a quarter of the resolution", minimum=8)
+    decoder_stride: Literal[1, 2, 4] = option(
+        2, "pixels of the image to one of the U-Net's last map: 1 for small things, 4 for speed"
+    )
     width: int = option(24, "channels of the first stage of the residual network (without preset)", minimum=4)
     depth: int = option(1, "residual blocks per stage of the residual network (without preset)", minimum=1)
     dropout: float = option(0.0, "share of the last features dropped in training", minimum=0.0, maximum=0.95)
@@ -64,6 +68,7 @@ class ImageSegmenterConfig(Config):
     class_weights: Literal["none", "balanced"] = option(
         "none", "balanced: rare classes weigh more in the cross-entropy"
     )
+    stretch: bool = option(False, "spread the values of each image over the whole range first (dark microscopy)")
     scale_jitter: float = option(1.5, "training images are enlarged or shrunk by up to this factor", minimum=1.0)
     aspect_jitter: float = option(1.1, "and stretched by up to this factor", minimum=1.0)
     rotation: float = option(0.0, "and rotated by up to this angle", minimum=0.0, maximum=180.0, unit="degrees")
@@ -95,17 +100,14 @@ class Segmentation:
     def draw(self, image: Any, *, opacity: float = 0.5, legend: bool = True) -> np.ndarray:
         """The image tinted by class, uint8 (h, w, 3), with a legend of the classes in it to the right.
 
+        A class called "background" is not tinted.
+
         Args:
             image: the one that was given to `predict`: a path, encoded bytes, or a uint8 array.
             opacity: share of the tint, 0 to 1.
             legend: whether to add the legend.
         """
-        colours = [class_colour(number) for number in range(len(self.labels))]
-        picture = draw_mask(decode_image(image), self.mask, colours, opacity=opacity)
-        if not legend:
-            return picture
-        there = np.unique(self.mask).tolist()
-        return with_legend(picture, [self.labels[k] for k in there], [colours[k] for k in there])
+        return draw_classes(decode_image(image), self.mask, self.labels, opacity=opacity, legend=legend)
 
     def save_mask(self, path: str | Path) -> None:
         """Write the class numbers as a grey PNG, which `read_mask_folder` reads again.
@@ -151,37 +153,46 @@ class ImageSegmenter(Pipeline):
     def from_preset(
         cls, ref: str | Path, *, labels: Sequence[str] | Literal["from_data"] | None = None, **config_fields: Any
     ) -> Self:
-        """A segmenter on the pretrained trunk of an image classifier, with a new decoder.
+        """A segmenter that begins with pretrained weights.
+
+        Of an image classifier the trunk is taken, under a new decoder; of keras-hub's SegFormer and DeepLabV3+
+        everything, the head where `labels` are left out or are its own.
 
         Args:
-            ref: a convolutional classifier in `vision.presets`, a local directory, `hf://org/name` or `kaggle://...`.
-            labels: class names by number, or "from_data" to take those of the training masks.
+            ref: a convolutional classifier or a segmenter in `vision.presets`, a local directory of one, `hf://org/name`
+                or `kaggle://...`.
+            labels: class names by number, or "from_data" to take those of the training masks. `predict` then needs
+                `fit` first. Left out, the head of a segmenter is kept; its classes are called "0", "1", ...
             config_fields: fields of `ImageSegmenterConfig` that shall differ from the defaults.
 
         Raises:
-            ValueError: for an unknown preset, one whose network has no feature maps, or no `labels`.
+            ValueError: for an unknown preset, one whose network has no feature maps, or a classifier without `labels`.
             FileNotFoundError: where the preset's package or directory is missing; the message says what to install.
         """
-        given = [f"`{name}`" for name in ("width", "depth") if name in config_fields]
-        if given:
+        _refuse(ref, ("width", "depth"), config_fields)
+        from vision.models.segmenter import load_segmenter_preset
+
+        preset = load_segmenter_preset(ref, seed=config_fields.get("seed", 0))
+        # Segmenters have class names of their own, classifiers none that would do here.
+        own: tuple[str, ...] | None = getattr(preset, "labels", None)
+        if labels is None and own is None:
             raise ValueError(
-                f"{' and '.join(given)} would have no effect: the preset {str(ref)!r} brings its own network. Leave it "
-                "out, or build an ImageSegmenter from a config."
-            )
-        if labels is None:
-            raise ValueError(
-                f"The preset {str(ref)!r} is a classifier, so the segmenter's classes must be given: `labels=[...]`, "
+                f"The preset {str(ref)!r} is no segmenter with a head, so the classes must be given: `labels=[...]`, "
                 'or labels="from_data" to take those of the training masks. A saved segmenter is read by `load`.'
             )
+        if hasattr(preset, "labels"):
+            _refuse(ref, ("decoder", "decoder_channels", "decoder_stride", "dropout"), config_fields)
         if labels != FROM_DATA:
-            config_fields["labels"] = tuple(labels)
+            config_fields["labels"] = tuple(labels or own or ())
         segmenter = cls(ImageSegmenterConfig.from_dict(config_fields))
-        segmenter._preset = _load_preset(ref, seed=segmenter.config.seed)
+        segmenter._preset = preset
+        keep_head = own is not None and segmenter.config.labels == own
         if segmenter.labels is not None:
-            segmenter._ensure_network(len(segmenter.labels))
-        logger.info("the decoder of the segmenter is new: call `fit` before `predict`")
-        source, licence = segmenter._preset.source, segmenter._preset.licence
-        segmenter.provenance = {"preset": {"ref": str(ref), "source": source, "licence": licence}}
+            segmenter._ensure_network(len(segmenter.labels), keep_head=keep_head)
+        segmenter._trained = keep_head
+        if not keep_head:
+            logger.info("the %s of the segmenter is new: call `fit` before `predict`", "head" if own else "decoder")
+        segmenter.provenance = {"preset": {"ref": str(ref), "source": preset.source, "licence": preset.licence}}
         return segmenter
 
     @property
@@ -291,7 +302,7 @@ class ImageSegmenter(Pipeline):
 
     def _encode_for_training(self, image: Any, target: Any) -> Arrays:
         pixels, mask = self._pair(image, target)
-        return {"images": pixels, "masks": mask}
+        return {"images": stretched_values(pixels) if self.frame.stretch else pixels, "masks": mask}
 
     def _varied(self, arrays: Arrays, rng: np.random.Generator) -> Arrays:
         """One random view of an image and its mask, in the size of the frame."""
@@ -319,7 +330,9 @@ class ImageSegmenter(Pipeline):
     def _encode(self, image: Any, _: Any = None) -> Arrays:
         pixels = decode_image(image)
         shape = np.array(pixels.shape[:2], np.int32)
-        return {"images": pixels if self._in_windows else framed(pixels, self.frame), "shape": shape}
+        if not self._in_windows:
+            return {"images": framed(pixels, self.frame), "shape": shape}
+        return {"images": stretched_values(pixels) if self.frame.stretch else pixels, "shape": shape}
 
     def _encode_for_evaluation(self, image: Any, target: Any) -> Arrays:
         pixels, mask = self._pair(image, target)
@@ -342,7 +355,7 @@ class ImageSegmenter(Pipeline):
         The frequency of a class is its share of the pixels of those images in which it occurs.
         """
         pixels, room = np.zeros(len(self._names)), np.zeros(len(self._names))
-        for image, target in _pairs(source):
+        for image, target in pairs(source):
             try:
                 mask = read_mask(target, decode_image(image).shape[:2], self._names)
             except BadExampleError:
@@ -404,12 +417,12 @@ class ImageSegmenter(Pipeline):
 
     # Network and files.
 
-    def _ensure_network(self, num_labels: int) -> SegmenterNetwork:
+    def _ensure_network(self, num_labels: int, *, keep_head: bool = False) -> SegmenterNetwork:
         from vision.models.segmenter import pretrained_segmenter, scratch_segmenter
 
         if self._network is None:
             if self._preset is not None:
-                self._network = pretrained_segmenter(self._preset, self.config, num_labels)
+                self._network = pretrained_segmenter(self._preset, self.config, num_labels, keep_head=keep_head)
             else:
                 self._network = scratch_segmenter(self.config, num_labels)
         return self._network
@@ -454,61 +467,6 @@ class ImageSegmenter(Pipeline):
         return export_onnx(path, endpoints["serve_images"])
 
 
-def mask_labels(source: Source) -> Vocabulary:
-    """The class names of the masks of `source`.
-
-    Raises:
-        ValueError: where masks have no class names, or differ in them.
-    """
-    for _, target in _pairs(source):
-        if isinstance(target, MaskFile):
-            return Vocabulary(target.labels)
-        break
-    raise ValueError("The training masks are arrays of class numbers, which have no names: give `labels`.")
-
-
-def read_mask(target: Any, shape: tuple[int, int], labels: Vocabulary) -> np.ndarray:
-    """Class numbers uint8 (H, W) of a target, IGNORED where pixels do not count.
-
-    Args:
-        target: a `MaskFile` with these labels, or an integer array (H, W) or (H, W, 1).
-        shape: (H, W) of the image, which the mask must share.
-        labels: the classes.
-
-    Raises:
-        BadExampleError: for a mask that cannot be read, of another size, or with numbers that are no class.
-        ValueError: for a file whose classes are others.
-        TypeError: for another kind of target.
-    """
-    if isinstance(target, MaskFile):
-        if tuple(target.labels) != tuple(map(str, labels)):
-            raise ValueError(
-                f"{target.path} is coded for the classes {', '.join(target.labels)}; this segmenter has "
-                f"{', '.join(map(str, labels))}. Read the masks with the same classes in the same order."
-            )
-        return target.read(shape)
-    mask = np.asarray(target)
-    if mask.dtype.kind not in "iu" or mask.ndim not in (2, 3):
-        raise TypeError(
-            f"A segmenter's target is a MaskFile or an integer array (H, W); received {type(target).__name__} "
-            f"{getattr(mask, 'dtype', '')} {mask.shape}."
-        )
-    mask = mask.reshape(mask.shape[:2]) if mask.shape[2:] in ((), (1,)) else mask
-    if mask.shape != tuple(shape):
-        raise BadExampleError(f"the mask has shape {mask.shape} and its image {tuple(shape)}; they must be equal")
-    strange = (mask != IGNORED) & ((mask < 0) | (mask >= len(labels)))
-    if strange.any():
-        y, x = (int(place) for place in np.argwhere(strange)[0])
-        raise BadExampleError(f"the value {mask[y, x]} at x={x}, y={y} is no class and not {IGNORED} (ignored)")
-    return mask.astype(np.uint8)
-
-
-def _pairs(source: Source) -> Iterator[tuple[Any, Any]]:
-    if isinstance(source, Examples):
-        return (source[number] for number in range(len(source)))
-    return iter(source)
-
-
 @functools.lru_cache(maxsize=8)
 def _restoring(frame: Frame) -> Callable[[np.ndarray, tuple[int, int]], np.ndarray]:
     from vision.models.segmenter import restoring_function
@@ -530,11 +488,10 @@ def _filled(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.pad(image, missing, constant_values=GREY)
 
 
-def _load_preset(ref: str | Path, *, seed: int) -> Any:
-    from shared.pretrained import resolve
-    from shared.runtime import current_runtime, seeded
-    from vision.models.backbones import load_pretrained_classifier
-    from vision.presets import PRESETS
-
-    with current_runtime().scope(), seeded(seed):
-        return load_pretrained_classifier(resolve(ref, PRESETS), 256)
+def _refuse(ref: str | Path, names: Sequence[str], config_fields: Mapping[str, Any]) -> None:
+    given = [f"`{name}`" for name in names if name in config_fields]
+    if given:
+        raise ValueError(
+            f"{' and '.join(given)} would have no effect: the preset {str(ref)!r} brings its own network. Leave it "
+            "out, or build an ImageSegmenter from a config."
+        )

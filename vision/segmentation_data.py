@@ -1,4 +1,4 @@
-"""Reader: images and their masks in two folders to raw (image path, `MaskFile`) examples.
+"""Readers: images and their masks in two folders, or a COCO file, to raw (image path, mask) examples.
 
 Masks are decoded when they are needed, and compared with the size of their image there (`MaskFile.read`).
 """
@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from shared.examples import BadRecord, Examples, existing_directory, existing_file, tolerated
 from vision.annotations import Colour, MaskCoding, MaskFile
+from vision.coco_masks import read_coco_masks
 from vision.data import image_files, reason_to_skip_file
 
 # A colour, or a grey (of which red, green and blue are equal).
@@ -83,10 +84,11 @@ def read_masks(
     ignore: int | Sequence[ColourOrGrey] = (),
     max_bad_share: float = 0.01,
 ) -> Examples:
-    """Examples at `path`: a folder of images with a folder of masks beside it, or the folder that holds both.
+    """Examples at `path`: a folder of images with a folder of masks beside it, the folder that holds both, a COCO file.
 
     Args:
-        path: the folder of images, or one with `images` and `masks` (or `labels`, `annotations`) in it.
+        path: the folder of images, or one with `images` and `masks` (or `labels`, `annotations`) in it; or a COCO JSON
+            file of instances, of which `classes` may name the categories to take (see `read_coco_masks`).
         masks: folder of the masks; left out, it is looked for: `masks` beside `images`, `trainannot` beside `train`.
         classes: as for `read_mask_folder`, and the rest too.
         colours: the same.
@@ -95,8 +97,14 @@ def read_masks(
 
     Raises:
         FileNotFoundError: where folders are missing; the message says where they were looked for.
-        ValueError: as for `read_mask_folder`.
+        ValueError: as for `read_mask_folder`, and for options of folders with a COCO file.
     """
+    if Path(path).suffix.lower() == ".json":
+        given = {"masks": masks, "colours": colours, "ignore": ignore or None}
+        useless = [f"`{name}`" for name, value in given.items() if value is not None]
+        if useless:
+            raise ValueError(f"{' and '.join(useless)} would have no effect: {path} is a COCO file. Leave it out.")
+        return read_coco_masks(path, classes=_category_names(classes), max_bad_share=max_bad_share)
     root = existing_directory(path)
     images = root / "images" if (root / "images").is_dir() else root
     if masks is None:
@@ -110,6 +118,12 @@ def read_masks(
             )
         masks = found[0]
     return read_mask_folder(images, masks, classes=classes, colours=colours, ignore=ignore, max_bad_share=max_bad_share)
+
+
+def _category_names(classes: str | Path | Sequence[str] | None) -> list[str] | None:
+    if isinstance(classes, str | Path):
+        return [entry.name for entry in _listed_classes(existing_file(classes))]
+    return None if classes is None else list(classes)
 
 
 def _by_stem(root: Path, files: Iterable[Path]) -> tuple[dict[str, Path], list[BadRecord]]:

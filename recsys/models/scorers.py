@@ -169,7 +169,7 @@ class FactorScorer(Scorer):
     """Vectors whose inner product, plus `offset`, is the score.
 
     Biases are columns of the vectors, the last `num_biases` of them. `fold` gives the vectors of users from their
-    histories.
+    histories; the first `num_fixed` users keep their trained ones when more is known of them.
     """
 
     users: np.ndarray
@@ -177,6 +177,7 @@ class FactorScorer(Scorer):
     fold: Callable[[sp.csr_matrix], np.ndarray]
     offset: float = 0.0
     num_biases: int = 0
+    num_fixed: int = 0
 
     def represent(self, histories: sp.csr_matrix) -> np.ndarray:
         """Vectors of users with these histories, (B, D)."""

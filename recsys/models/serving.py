@@ -102,12 +102,12 @@ def history_endpoint(serving: HistoryServing, histories: list[list[Any]], answer
             tf.TensorSpec([None, None], serving.item_type, name="histories"),
             tf.TensorSpec([], tf.int32, name="k"),
         ),
-        example=(_as_served(padded), np.array(k, np.int32)),
-        expected={"items": _as_served(items), "scores": np.array(scores, np.float32)},
+        example=(as_served(padded), np.array(k, np.int32)),
+        expected={"items": as_served(items), "scores": np.array(scores, np.float32)},
     )
 
 
-def _as_served(rows: list[list[Any]]) -> np.ndarray:
+def as_served(rows: list[list[Any]]) -> np.ndarray:
     """Ids as a served model gives them: bytes, or int64."""
     encoded = [[value.encode() if isinstance(value, str) else value for value in row] for row in rows]
     return np.array(encoded, object if isinstance(encoded[0][0], bytes) else np.int64)

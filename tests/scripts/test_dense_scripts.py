@@ -140,6 +140,27 @@ def test_segmentation_from_files_to_pictures(call, tmp_path):
     assert len(list((tmp_path / "drawn").iterdir())) == 8
 
 
+def test_segmentation_from_a_coco_file(call, coco, tmp_path):
+    content = json.loads(coco.read_text())
+    content["annotations"] = [entry for entry in content["annotations"] if entry["id"] != 99]
+    for entry in content["annotations"]:
+        x, y, width, height = entry["bbox"]
+        entry["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    coco.write_text(json.dumps(content))
+    code, out, err = call("image_segmentation", "check", "--data", coco, "--pictures", tmp_path / "sheet")
+    assert code == 0, err
+    assert "13 images with masks, 4 classes" in out
+    assert "background" in out
+    assert "1 classes that never occur:\n  ring" in out
+    options = ("--decoder-channels", 8, "--classes", "square,disc")
+    code, out, err = call(
+        "image_segmentation", "train", "--train", coco, "--output", tmp_path / "model", *_TINY, *options
+    )
+    assert code == 0, err
+    labels = (tmp_path / "model" / "labels.vocab.txt").read_text().split()
+    assert labels == ["background", "square", "disc"]
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [

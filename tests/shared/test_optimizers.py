@@ -143,3 +143,34 @@ def test_adam_takes_gradients_of_looked_up_rows():
     build_optimizer(config, [theirs], 0.01).apply([dense], [theirs])
     np.testing.assert_allclose(ours.numpy()[[0, 2]], theirs.numpy()[[0, 2]], rtol=1e-5)
     np.testing.assert_array_equal(ours.numpy()[[1, 3]], 1.0)
+
+
+def test_row_wise_tables_are_updated_where_they_were_read():
+    config = TrainingConfig(weight_decay=0.1, clip_norm=1.0)
+    table = keras.Variable(np.ones((5, 3), np.float32))
+    optimizer = build_optimizer(config, [table], 0.01, row_wise=[table])
+    twin = keras.Variable(np.ones((2, 3), np.float32))
+    dense = build_optimizer(config, [twin], 0.01)
+
+    @tf.function(autograph=False)
+    def step(values, rows):
+        optimizer.apply([tf.IndexedSlices(values, rows, tf.constant([5, 3]))], [table])
+
+    for turn in range(3):
+        values = tf.random.stateless_normal((3, 3), seed=(turn, 2))
+        step(values, tf.constant([3, 0, 3]))
+        # A table of these rows alone, updated as a whole, is what they must be.
+        dense.apply([tf.stack([values[1], values[0] + values[2]])], [twin])
+    np.testing.assert_allclose(table.numpy()[[0, 3]], twin.numpy(), rtol=1e-5)
+    np.testing.assert_array_equal(table.numpy()[[1, 2, 4]], 1.0)  # neither moved nor decayed
+    moments = [np.asarray(variable) for variable in optimizer.variables if variable.shape == (5, 3)]
+    assert len(moments) == 2
+    assert all((moment[[1, 2, 4]] == 0).all() and (moment[[0, 3]] != 0).all() for moment in moments)
+
+
+def test_other_optimizers_take_row_wise_tables_as_a_whole():
+    for name in ("sgd", "lion", "adafactor"):
+        table = keras.Variable(np.ones((4, 3), np.float32))
+        optimizer = build_optimizer(TrainingConfig(optimizer=name), [table], 0.01, row_wise=[table])
+        optimizer.apply([tf.IndexedSlices(tf.ones((1, 3)), tf.constant([2]), tf.constant([4, 3]))], [table])
+        assert (table.numpy()[2] < 1).all()

@@ -190,6 +190,18 @@ def test_coco_files_that_are_refused(tmp_path, text, words):
         read_coco(file)
 
 
+def test_an_annotation_that_is_there_twice_is_reported(tmp_path):
+    one, other = annotation(7, 1, [1, 1, 5, 5]), annotation(7, 2, [2, 2, 5, 5])
+    examples = read_coco(coco(tmp_path, [one, dict(one), other]))
+    assert [objects.boxes.tolist() for objects in examples.targets] == [[[1, 1, 6, 6]], [[2, 2, 7, 7]]]
+    assert reasons(examples) == [f"{tmp_path}/annotations/instances_tiny.json, annotation 7: it is there twice"]
+
+
+def test_a_coco_file_without_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"instances_tiny\.json has no images"):
+        read_coco(coco(tmp_path, [], images=[]))
+
+
 def test_a_coco_file_must_be_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is nothing at"):
         read_coco(tmp_path / "gone.json")
@@ -242,6 +254,12 @@ def test_voc_lists(tmp_path):
     assert names(None) == ["a", "b", "two words"]
     with pytest.raises(FileNotFoundError, match=r"no list .*test\.txt\. Lists that are there: cat_val, one, train"):
         names("test")
+
+
+def test_an_empty_list_is_refused(tmp_path):
+    root = voc(tmp_path, {"a": SIZE}, {"train": "\n"})
+    with pytest.raises(ValueError, match=r"has no images\. Check the path"):
+        read_pascal_voc(root)
 
 
 def test_voc_difficult_objects(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,11 +75,23 @@ def _reference(images: list[ScoredImage], num_classes: int) -> np.ndarray:
             "annotations": annotations,
         }
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation = COCOeval(truth, _loaded(truth, results), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return np.asarray(evaluation.stats)
+
+
+def _loaded(truth: Any, results: list[dict[str, Any]]) -> Any:
+    from pycocotools.coco import COCO
+
+    if results:
+        return truth.loadRes(results)
+    # It cannot load a list without results.
+    nothing = COCO()
+    nothing.dataset = {**truth.dataset, "annotations": []}
+    nothing.createIndex()
+    return nothing
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -122,8 +135,10 @@ def test_what_lies_in_a_crowd_is_neither_right_nor_wrong():
 
 
 def test_nothing_found_scores_0():
-    metrics, details = coco_metrics([_image([[0, 0, 5, 5]], [0]), _image()], ["a", "b"])
+    images = [_image([[0, 0, 5, 5]], [0]), _image(), _image([[1, 1, 9, 9]], [1], crowd=[True])]
+    metrics, details = coco_metrics(images, ["a", "b"])
     assert list(metrics.values()) == [0, 0, 0]
+    assert _reference(images, 2)[:3].tolist() == [0, 0, 0]
     assert [row["map"] for row in details["per_class"]] == [0.0, None]
 
 

@@ -41,6 +41,19 @@ def test_the_best_are_kept_where_room_is_short():
     np.testing.assert_array_equal(few[..., 4], -np.sort(-scores[..., 0], axis=1)[:, :5])
 
 
+def test_boxes_that_overlap_vote_by_their_scores():
+    boxes = tf.constant([[[0, 0, 10, 10], [2, 0, 12, 10], [0, 0, 10, 10.0], [50, 50, 60, 60], [5, 5, 5, 5]]])
+    # The third is sure of another class, the last has no area.
+    scores = tf.constant([[[0.6, 0], [0.2, 0], [0, 0.5], [0.3, 0], [0.1, 0]]])
+    rows = best_detections(boxes, scores, iou=0.5, max_detections=6, voting=0.6).numpy()[0]
+    np.testing.assert_allclose(rows[0], [0.5, 0, 10.5, 10, 0.6, 0], atol=1e-5)
+    np.testing.assert_allclose(rows[1], [0, 0, 10, 10, 0.5, 1], atol=1e-5)
+    np.testing.assert_allclose(rows[2], [50, 50, 60, 60, 0.3, 0], atol=1e-5)
+    np.testing.assert_allclose(rows[3], [5, 5, 5, 5, 0.1, 0], atol=1e-5)
+    silent = best_detections(boxes, scores, iou=0.5, max_detections=6, voting=0.9).numpy()
+    np.testing.assert_allclose(silent, best_detections(boxes, scores, iou=0.5, max_detections=6), atol=1e-5)
+
+
 def test_overlaps_are_those_of_numpy():
     rng = np.random.default_rng(0)
     first, second = _random_boxes(rng, 20), _random_boxes(rng, 30)

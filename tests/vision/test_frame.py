@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vision.frame import Frame, frame_image, framed, inner_size
+from vision.frame import Frame, frame_image, framed, inner_size, stretched_image, stretched_values
 from vision.geometry import GREY
 
 
@@ -32,6 +32,22 @@ def test_an_image_is_fitted_into_the_upper_left_corner(shape):
 def test_an_image_of_the_frame_is_left_as_it_is():
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     assert framed(image, Frame(height=64, width=96)) is image
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 255), (3, 61), (100, 101), (7, 7), (0, 254)])
+def test_values_are_spread_over_the_whole_range_the_same_in_exports(low, high):
+    import tensorflow as tf
+
+    image = np.random.default_rng(0).integers(low, high + 1, (32, 64, 3), np.uint8)
+    image[0, 0, 0], image[-1, -1, -1] = low, high
+    stretched = stretched_values(image)
+    np.testing.assert_array_equal(stretched_image(tf.constant(image)), stretched)
+    assert (stretched.min(), stretched.max()) == ((0, 255) if high > low else (7, 7))
+    exact = np.rint((image.astype(float) - low) * 255 / max(1, high - low)) if high > low else image
+    assert np.abs(stretched - exact).max() <= 1
+    frame = Frame(height=32, width=64, stretch=True)
+    np.testing.assert_array_equal(framed(image, frame), stretched)
+    assert framed(image, Frame.from_dict({**frame.to_dict(), "stretch": False})) is image
 
 
 def test_a_frame_survives_json():

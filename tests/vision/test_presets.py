@@ -75,10 +75,14 @@ def test_normalisation_is_that_of_keras_applications(name: str, module: str) -> 
 
 
 def test_handles_are_those_of_keras_hub() -> None:
-    known = {name: record["kaggle_handle"] for name, record in keras_hub.models.ImageClassifier.presets.items()}
+    models = keras_hub.models
+    kinds = (models.ImageClassifier, models.DFineObjectDetector, models.RetinaNetObjectDetector)
+    kinds += (models.SegFormerImageSegmenter, models.DeepLabV3ImageSegmenter)
+    known = {name: record["kaggle_handle"] for kind in kinds for name, record in kind.presets.items()}
     assert _HANDLES.items() <= known.items()
-    # An encoder for a language model, and three names that keras-hub points at another network's weights.
+    # An encoder for a language model, and four names that keras-hub points at another network's weights.
     assert set(known) - set(_HANDLES) == {
+        "segformer_b1_cityscapes_1024",
         "mobilenetv5_300m_enc_gemma3n",
         "efficientnet_el_ra_imagenet",
         "efficientnet_em_ra2_imagenet",

@@ -12,7 +12,7 @@ from shared.examples import BadExampleError, Examples
 from shared.vocabulary import Vocabulary
 from tests.contract import PipelineContract
 from vision import ImageSegmenter, ImageSegmenterConfig, Segmentation, read_mask_folder
-from vision.segmentation import read_mask
+from vision.masks import read_mask
 
 _LABELS = ("ground", "square", "disc")
 
@@ -110,7 +110,9 @@ class TestImageSegmenter(PipelineContract):
     "options",
     [
         {"decoder": "deeplab_v3_plus", "region_loss": "lovasz"},
+        {"stretch": True, "region_loss": "none"},
         {"view": "crop", "class_weights": "balanced", "region_loss": "none", "rotation": 20.0, "dropout": 0.1},
+        {"view": "crop", "stretch": True, "decoder_stride": 1},
     ],
 )
 def test_other_decoders_losses_and_views_learn(options, tmp_path):
@@ -121,6 +123,35 @@ def test_other_decoders_losses_and_views_learn(options, tmp_path):
     large = np.tile(_DATA.inputs[0], (2, 2, 1))
     assert segmenter.predict([large])[0].mask.shape == (96, 128)
     assert segmenter.export(tmp_path / "saved").max_difference < 1e-4
+
+
+@pytest.mark.parametrize("view", ["fit", "crop"])
+def test_varied_images_and_masks_move_together(view):
+    config = TestImageSegmenter.config.replace(
+        view=view, rotation=30.0, scale_jitter=1.6, flip_vertically=True, hue=0.0, saturation=0.0, brightness=0.0
+    )
+    segmenter = ImageSegmenter(config)
+    segmenter._ensure_network(3)
+    for number in range(8):
+        arrays = segmenter._encode_for_training(_DATA.inputs[number], _DATA.targets[number])
+        varied = segmenter._varied(arrays, np.random.default_rng(number))
+        image, mask = varied["images"].astype(int), varied["masks"]
+        colours = {1: image[..., 0] > image[..., 2] + 90, 2: image[..., 2] > image[..., 0] + 90}
+        for kind, seen in colours.items():
+            assert np.mean(seen != (mask == kind)) < 0.03  # pixels on the edge
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_the_u_net_may_end_at_other_strides(stride, tmp_path):
+    segmenter = ImageSegmenter(TestImageSegmenter.config.replace(decoder_stride=stride, average_mirrored=False))
+    segmenter.fit(_DATA, training=TrainingConfig(epochs=1, batch_size=8))
+    names = {layer.name for layer in segmenter.model.layers}
+    assert (f"decoder{stride}_2_conv" in names, f"decoder{stride // 2}_2_conv" in names) == (True, False)
+    assert segmenter.model.output_shape == (None, *segmenter.frame.shape, 3)
+    segmenter.save(tmp_path / "saved")
+    again = ImageSegmenter.load(tmp_path / "saved").predict(_DATA.inputs[:2])
+    for answer, other in zip(segmenter.predict(_DATA.inputs[:2]), again, strict=True):
+        np.testing.assert_array_equal(answer.mask, other.mask)
 
 
 def test_windows_of_a_large_image_agree_where_they_overlap():

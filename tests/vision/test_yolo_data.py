@@ -178,6 +178,13 @@ def test_data_files_that_are_refused(tmp_path, text, words):
         read_yolo(write(tmp_path / "data.yaml", text))
 
 
+def test_a_folder_without_images_is_refused(tmp_path):
+    file = yolo(tmp_path, {"a": BOX})
+    (tmp_path / "images" / "train" / "a.jpg").unlink()
+    with pytest.raises(ValueError, match=r"data\.yaml has no images. Check the path"):
+        read_yolo(file)
+
+
 def test_lists_in_another_encoding_are_refused(tmp_path):
     file = yolo(tmp_path, {"a": BOX}, names="names: [cat, dog]\ntest: list.txt\n")
     (tmp_path / "list.txt").write_bytes(b"./images/Stra\xdfe.jpg")

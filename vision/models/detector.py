@@ -20,6 +20,8 @@ from shared.pretrained import resolve
 from shared.runtime import current_runtime, float32_policy, seeded
 from vision.frame import Frame, frame_image, inner_size
 from vision.models.backbones import PretrainedClassifier, load_pretrained_classifier
+from vision.models.d_fine import FAMILY as D_FINE
+from vision.models.d_fine import DFineNetwork, DFinePreset, is_d_fine, load_d_fine, pretrained_d_fine, rebuilt_d_fine
 from vision.models.detection_loss import detection_loss
 from vision.models.light_detector import cells, decoded, detector_network
 from vision.models.pyramid import feature_trunk, new_feature_trunk
@@ -71,7 +73,13 @@ class DetectorNetwork:
         """Images (B, H, W, 3), any numeric type -> (B, M, 6): xyxy in pixels of the frame, score, class number."""
         centres, sizes = self._cells(images)
         boxes, logits = decoded(self.model(tf.cast(images, tf.float32), training=False), centres, sizes)
-        return best_detections(boxes, tf.sigmoid(logits), iou=config.nms_iou, max_detections=config.max_detections)
+        return best_detections(
+            boxes,
+            tf.sigmoid(logits),
+            iou=config.nms_iou,
+            max_detections=config.max_detections,
+            voting=config.box_voting,
+        )
 
     def _cells(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         static, dynamic = images.shape[1:3], tf.shape(images)
@@ -79,7 +87,8 @@ class DetectorNetwork:
         return cells(height, width, self.strides)
 
 
-Network: TypeAlias = DetectorNetwork | RetinaNetNetwork
+Network: TypeAlias = DetectorNetwork | RetinaNetNetwork | DFineNetwork
+Preset: TypeAlias = PretrainedClassifier | RetinaNetPreset | DFinePreset
 
 
 def scratch_detector(config: ObjectDetectorConfig, num_classes: int) -> DetectorNetwork:
@@ -91,7 +100,7 @@ def scratch_detector(config: ObjectDetectorConfig, num_classes: int) -> Detector
     return _composed(trunk, strides, architecture, frame, config, num_classes)
 
 
-def load_detector_preset(ref: str | Path, *, seed: int) -> PretrainedClassifier | RetinaNetPreset:
+def load_detector_preset(ref: str | Path, *, seed: int) -> Preset:
     """What a detector can begin with: a convolutional classifier, or a detector of keras-hub.
 
     Raises:
@@ -100,15 +109,17 @@ def load_detector_preset(ref: str | Path, *, seed: int) -> PretrainedClassifier 
     source = resolve(ref, PRESETS)
     # The trunk is trained too: its variables belong to all devices, and its dropout seeds follow the config's.
     with current_runtime().scope(), seeded(seed):
-        return load_retinanet(source) if is_retinanet(source) else load_pretrained_classifier(source, 256)
+        if is_retinanet(source):
+            return load_retinanet(source)
+        return load_d_fine(source) if is_d_fine(source) else load_pretrained_classifier(source, 256)
 
 
-def pretrained_detector(
-    preset: PretrainedClassifier | RetinaNetPreset, config: ObjectDetectorConfig, num_classes: int, *, keep_head: bool
-) -> Network:
-    """A detector that begins with the preset's weights: a new one on the trunk of a classifier, or a RetinaNet."""
+def pretrained_detector(preset: Preset, config: ObjectDetectorConfig, num_classes: int, *, keep_head: bool) -> Network:
+    """A detector that begins with the preset's weights: a new one on a classifier's trunk, or one of keras-hub."""
     if isinstance(preset, RetinaNetPreset):
         return pretrained_retinanet(preset, config, num_classes, keep_head=keep_head)
+    if isinstance(preset, DFinePreset):
+        return pretrained_d_fine(preset, config, num_classes, keep_head=keep_head)
     with current_runtime().scope(), seeded(config.seed):
         trunk, strides = feature_trunk(preset.trunk, preset.architecture["family"])
     own = preset.preprocessing
@@ -122,6 +133,8 @@ def rebuilt_detector(
     """The network that `architecture` describes, with weights drawn from `config.seed`."""
     if architecture["family"] == RETINANET:
         return rebuilt_retinanet(architecture, frame, config, num_classes)
+    if architecture["family"] == D_FINE:
+        return rebuilt_d_fine(architecture, frame, config, num_classes)
     with current_runtime().scope(), seeded(config.seed):
         trunk, strides = new_feature_trunk(architecture)
     return _composed(trunk, strides, architecture, frame, config, num_classes)

@@ -163,7 +163,9 @@ class RetinaNetNetwork:
             image_shape=(*self.frame.shape, 3),
         )
         scores = tf.sigmoid(tf.cast(found["cls_logits"], tf.float32))
-        return best_detections(boxes, scores, iou=config.nms_iou, max_detections=config.max_detections)
+        return best_detections(
+            boxes, scores, iou=config.nms_iou, max_detections=config.max_detections, voting=config.box_voting
+        )
 
 
 def _focal(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 import numpy as np
@@ -15,16 +16,26 @@ import tensorflow as tf
 from keras import layers
 
 from shared.export import Endpoint
+from shared.pretrained import resolve
 from shared.runtime import current_runtime, float32_policy, seeded
 from vision.annotations import IGNORED
 from vision.frame import Frame, frame_image, inner_size
+from vision.models.backbones import PretrainedClassifier, load_pretrained_classifier
+from vision.models.hub_segmenter import FAMILY as HUB_SEGMENTER
+from vision.models.hub_segmenter import (
+    HubSegmenterPreset,
+    built_hub_segmenter,
+    is_hub_segmenter,
+    load_hub_segmenter,
+    move_segmenter,
+)
 from vision.models.normalization import FusedBatchNormalization
 from vision.models.pyramid import convolved, feature_trunk, new_feature_trunk
 from vision.models.segmentation_loss import segmentation_loss
 from vision.preprocessing import decode_pixels
+from vision.presets import PRESETS
 
 if TYPE_CHECKING:
-    from vision.models.backbones import PretrainedClassifier
     from vision.segmentation import ImageSegmenterConfig
 
 # Images of a network that is trained from scratch are centred on mid-grey; 63.75 brings typical photographs to about
@@ -82,10 +93,29 @@ def scratch_segmenter(config: ImageSegmenterConfig, num_classes: int) -> Segment
     return rebuilt_segmenter(architecture, _frame(config, (_CENTRE,) * 3, (_SPREAD,) * 3), config, num_classes)
 
 
+Preset: TypeAlias = PretrainedClassifier | HubSegmenterPreset
+
+
+def load_segmenter_preset(ref: str | Path, *, seed: int) -> Preset:
+    """What a segmenter can begin with: a convolutional classifier, or a segmenter of keras-hub.
+
+    Raises:
+        FileNotFoundError, ValueError: as `shared.pretrained.resolve` and the loaders do.
+    """
+    source = resolve(ref, PRESETS)
+    with current_runtime().scope(), seeded(seed):
+        return load_hub_segmenter(source) if is_hub_segmenter(source) else load_pretrained_classifier(source, 256)
+
+
 def pretrained_segmenter(
-    preset: PretrainedClassifier, config: ImageSegmenterConfig, num_classes: int
+    preset: Preset, config: ImageSegmenterConfig, num_classes: int, *, keep_head: bool
 ) -> SegmenterNetwork:
-    """A new segmenter on the trunk of a classifier."""
+    """A segmenter that begins with the preset's weights: a new one on a classifier's trunk, or one of keras-hub."""
+    if isinstance(preset, HubSegmenterPreset):
+        frame = preset.frame(config)
+        network = rebuilt_segmenter(preset.architecture, frame, config, num_classes)
+        move_segmenter(preset, network.model, keep_head=keep_head)
+        return network
     with current_runtime().scope(), seeded(config.seed):
         trunk, strides = feature_trunk(preset.trunk, preset.architecture["family"])
     own = preset.preprocessing
@@ -96,13 +126,17 @@ def rebuilt_segmenter(
     architecture: dict[str, Any], frame: Frame, config: ImageSegmenterConfig, num_classes: int
 ) -> SegmenterNetwork:
     """The network that `architecture` describes, with weights drawn from `config.seed`."""
+    if architecture["family"] == HUB_SEGMENTER:
+        with current_runtime().scope(), seeded(config.seed):
+            model, trunk = built_hub_segmenter(architecture, frame, num_classes)
+        return SegmenterNetwork(model, trunk, architecture, frame)
     with current_runtime().scope(), seeded(config.seed):
         trunk, strides = new_feature_trunk(architecture)
     return _composed(trunk, strides, architecture, frame, config, num_classes)
 
 
 def _frame(config: ImageSegmenterConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> Frame:
-    return Frame(height=config.image_height, width=config.image_width, mean=mean, std=std)
+    return Frame(height=config.image_height, width=config.image_width, mean=mean, std=std, stretch=config.stretch)
 
 
 def _composed(
@@ -114,17 +148,23 @@ def _composed(
     num_classes: int,
 ) -> SegmenterNetwork:
     mean, std = np.asarray(frame.mean), np.asarray(frame.std)
-    decoder = {"unet": _unet, "deeplab_v3_plus": _deeplab}[config.decoder]
     with current_runtime().scope(), seeded(config.seed):
         images = keras.Input((*frame.shape, 3), name="images")
         # In float32: 8-bit values would lose their last bit in bfloat16.
         normalise = layers.Rescaling((1 / std).tolist(), (-mean / std).tolist(), dtype="float32", name="normalised")
-        features = dict(zip(strides, trunk(normalise(images)), strict=True))
-        stride, x = decoder(features, config.decoder_channels)
+        normalised = normalise(images)
+        features = dict(zip(strides, trunk(normalised), strict=True))
+        if config.decoder == "unet":
+            # The image itself is the map of stride 1.
+            stages = {s: x for s, x in {1: normalised, **features}.items() if s >= config.decoder_stride}
+            stride, x = _unet(stages, config.decoder_channels)
+        else:
+            stride, x = _deeplab(features, config.decoder_channels)
         if config.dropout:
             x = layers.Dropout(config.dropout, name="dropout")(x)
         x = layers.Conv2D(num_classes, 1, dtype="float32", name="logits")(x)
-        x = layers.UpSampling2D(stride, interpolation="bilinear", dtype="float32", name="full_size")(x)
+        if stride > 1:
+            x = layers.UpSampling2D(stride, interpolation="bilinear", dtype="float32", name="full_size")(x)
     return SegmenterNetwork(keras.Model(images, x, name="image_segmenter"), trunk, architecture, frame)
 
 
@@ -132,7 +172,7 @@ def _unet(features: Mapping[int, keras.KerasTensor], channels: int) -> tuple[int
     """(stride, map): from the lowest resolution up, each step joined with the trunk's map of its resolution.
 
     Ronneberger et al. 2015 (arXiv:1505.04597) with a pretrained contracting path and normalised convolutions of equal
-    padding; it ends at a half of the resolution.
+    padding; it ends at the highest resolution that there is a map of.
     """
     strides = sorted(features, reverse=True)
     x = features[strides[0]]

@@ -25,12 +25,20 @@ def pairwise_iou(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
 
 
 def best_detections(
-    boxes: tf.Tensor, scores: tf.Tensor, *, iou: float, max_detections: int, max_candidates: int = MAX_CANDIDATES
+    boxes: tf.Tensor,
+    scores: tf.Tensor,
+    *,
+    iou: float,
+    max_detections: int,
+    max_candidates: int = MAX_CANDIDATES,
+    voting: float = 0.0,
 ) -> tf.Tensor:
     """The answers of a batch (B, M, 6): xyxy, score, class number, by falling score.
 
     Candidates are the T best pairs of cell and class. Of those of one class that overlap by more than `iou` the best
-    stays (greedy non-maximum suppression, exactly). Rows that are left over have score 0.
+    stays (greedy non-maximum suppression, exactly). Rows that are left over have score 0. With `voting`, what stays is
+    moved to the mean of the candidates of its class that overlap it by that much or more, weighted by their scores
+    (Gidaris and Komodakis 2015, arXiv:1505.01749, "bounding box voting").
 
     Args:
         boxes: (B, A, 4) xyxy.
@@ -38,6 +46,7 @@ def best_detections(
         iou: overlap from which on two boxes are taken for one object.
         max_detections: M.
         max_candidates: T, or all pairs where they are fewer.
+        voting: overlap from which on candidates have a say in where a box is; 0 is off.
     """
     num_classes = scores.shape[-1]
     flat = tf.reshape(scores, (-1, tf.shape(scores)[1] * num_classes))
@@ -45,9 +54,14 @@ def best_detections(
     best, places = tf.math.top_k(flat, candidates)
     classes = places % num_classes
     chosen = tf.gather(boxes, places // num_classes, batch_dims=1)
-    overlaps = pairwise_iou(chosen, chosen) > iou
+    overlaps = pairwise_iou(chosen, chosen)
     same = classes[:, :, None] == classes[:, None, :]
-    kept = _kept(tf.logical_and(overlaps, same))
+    kept = _kept(tf.logical_and(overlaps > iou, same))
+    if voting:
+        votes = tf.where(tf.logical_and(overlaps >= voting, same), best[:, None, :], 0.0)
+        total = tf.reduce_sum(votes, axis=-1, keepdims=True)
+        # Boxes without area overlap nothing, not even themselves.
+        chosen = tf.where(total > 0, tf.math.divide_no_nan(tf.matmul(votes, chosen), total), chosen)
     best = tf.where(kept, best, 0.0)
     rows = tf.minimum(max_detections, candidates)
     scores, order = tf.math.top_k(best, rows)

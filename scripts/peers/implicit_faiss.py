@@ -1,6 +1,6 @@
 """implicit's ALS and faiss's flat index, for comparison: answers lines of JSON on stdin with lines on stdout.
 
-    python scripts/peers/retrieval.py ials|top-k JOB.npz THREADS
+    python scripts/peers/implicit_faiss.py ials|top-k JOB.npz THREADS
 
 `ials`: the job has a user-by-item matrix (`indices`, `indptr`, `shape`) and settings. A line with a number of factors
 runs some more iterations with so many, and is answered with {"seconds": of one}; a line with a file's name writes the
