@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from shared.training_config import TrainingConfig
 
 _ENCODER, _WEIGHTS = "features.json", "model.safetensors"
+# Rows of a table from which on a step updates only those that its batch has: with a million, whole tables take nearly
+# all of a step's time.
+_ROW_WISE = 50_000
 # Rows that are encoded and scored at a time.
 _ENCODED, _SCORED = 65_536, 4096
 
@@ -230,7 +233,11 @@ class Ranker(Pipeline):
         fingerprint = run_fingerprint(self, batches) | {"data": batches.fingerprint()}
         self.provenance["data"] |= {"fingerprint": fingerprint["data"]}
         return TrainingTask(
-            model=self._known_network, loss=self._loss(training), batches=batches, fingerprint=fingerprint
+            model=self._known_network,
+            loss=self._loss(training),
+            batches=batches,
+            fingerprint=fingerprint,
+            row_wise=[table for table in self._known_network.tables if table.shape[0] >= _ROW_WISE],
         )
 
     def _fit(self, train: Any, validation: Any, options: FitOptions) -> History:

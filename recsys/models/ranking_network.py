@@ -58,6 +58,12 @@ class RankingNetwork(keras.Model):
         """Let the untrained network answer with about `level`: it need not learn how often there are clicks."""
         self.head.bias.assign([level])
 
+    @property
+    def tables(self) -> list[keras.Variable]:
+        """The weights of which a batch reads some rows only."""
+        blocks = [part for part in self._flatten_layers() if isinstance(part, FeatureEmbedding)]
+        return [block.table for block in blocks if self.layout.num_fields]
+
     def numbers(self, arrays: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Numbers (B, W) in the precision of the layers."""
         return tf.cast(arrays["numbers"], self.compute_dtype)
@@ -239,6 +245,11 @@ class WideDeepNetwork(RankingNetwork):
             weights = tf.gather(self.cross_weights.value, self._crossed(arrays["categories"]))
             logits += tf.cast(tf.reduce_sum(weights, axis=1), tf.float32)
         return logits + self.head(self.deep(self.embedding.flat(arrays), training=training))
+
+    @property
+    def tables(self) -> list[keras.Variable]:
+        """The weights of which a batch reads some rows only."""
+        return [*super().tables, *([self.cross_weights] if self.crosses else [])]
 
     def _crossed(self, categories: tf.Tensor) -> tf.Tensor:
         """The weight of each cross, by its place, (B, number of crosses)."""
