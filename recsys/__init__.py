@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from recsys.feature_tables import read_criteo, read_features
     from recsys.features import Features
     from recsys.interactions import Interactions
+    from recsys.item_index import ItemIndex
     from recsys.ranking import Ranker, RankerConfig
     from recsys.retrieval import TwoTowerRetriever, TwoTowerRetrieverConfig
     from recsys.sequential import SequentialRecommender, SequentialRecommenderConfig
@@ -38,6 +39,7 @@ _HOMES = {
     "Features": "recsys.features",
     "Holdout": "recsys.splitting",
     "Interactions": "recsys.interactions",
+    "ItemIndex": "recsys.item_index",
     "Ranker": "recsys.ranking",
     "RankerConfig": "recsys.ranking",
     "Recommendations": "recsys.answers",
@@ -62,6 +64,7 @@ __all__ = [
     "Features",
     "Holdout",
     "Interactions",
+    "ItemIndex",
     "Ranker",
     "RankerConfig",
     "Recommendations",

@@ -9,6 +9,7 @@ import numpy as np
 
 from recsys.answers import Id, Origin, Recommendations, Scores, SimilarItems
 from recsys.fitted import Fitted
+from recsys.item_index import ItemIndex
 from recsys.models.scorers import ItemScorer
 from recsys.top_k import top_k
 from shared.examples import listed
@@ -22,13 +23,19 @@ def recommendations(
     seen: bool = True,
     exclude: Iterable[Id] = (),
     candidates: Iterable[Id] | None = None,
+    index: ItemIndex | None = None,
 ) -> list[Recommendations]:
     """The best `k` items for each user; see `CollaborativeFilter.recommend`."""
     users = listed(users, "users")
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"`k` must be a whole number, at least 1; received {k!r}.")
+    if index is not None:
+        if candidates is not None:
+            raise ValueError("`candidates` are ranked exactly, and quickly where they are few. Leave out `index`.")
+        fitted = fitted.over(index)
     rows = fitted.audience.users.numbers(users)
-    found, scores = fitted.ranked(rows, int(k), seen=seen, blocked=fitted.blocked(exclude, candidates))
+    blocked = fitted.blocked(exclude, candidates)
+    found, scores = fitted.ranked(rows, int(k), seen=seen, blocked=blocked, index=index)
     return [
         Recommendations(plain(user), *_answer(fitted, *row), origin=origin)
         for user, row, origin in zip(users, zip(found, scores, strict=True), _origins(fitted, rows), strict=True)

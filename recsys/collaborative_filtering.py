@@ -21,6 +21,8 @@ from recsys.audience import Audience, Signals
 from recsys.fitted import Fitted, fingerprint_of
 from recsys.ids import IdIndex, numbered
 from recsys.interactions import Interactions, as_interactions, pair_matrix
+from recsys.item_index import ItemIndex
+from recsys.models.ials import Solver
 from recsys.models.item_knn import Weighting
 from recsys.models.scorers import ItemScorer, PopularityScorer, Scorer
 from recsys.recipes import SOLVED, factor_scorer, popularity_of, scorer_from_arrays, solved, trainer
@@ -62,6 +64,9 @@ class CollaborativeFilterConfig(Config):
     unobserved_weight: float = option(0.1, "weight of what was not chosen (ials)", minimum=0.0)
     frequency_exponent: float = option(
         1.0, "how regularisation grows with a user's or item's frequency (ials)", minimum=0.0, maximum=1.0
+    )
+    ials_solver: Solver = option(
+        "conjugate_gradient", "how each side is solved; exact takes several times as long (ials)"
     )
     bpr_l2: float = option(0.001, "regularisation (bpr)", minimum=0.0)
     mf_l2: float = option(2.0, "regularisation of factors (biased_mf)", minimum=1e-6)
@@ -121,6 +126,7 @@ class CollaborativeFilter(Pipeline):
         seen: bool = True,
         exclude: Iterable[Id] = (),
         candidates: Iterable[Id] | None = None,
+        index: ItemIndex | None = None,
     ) -> list[Recommendations]:
         """The best `k` items for each user; of equal scores the item that sorts first.
 
@@ -130,12 +136,30 @@ class CollaborativeFilter(Pipeline):
             seen: leave out what the user has interacted with.
             exclude: items that are left out for everybody.
             candidates: the only items that may be recommended; None: the whole catalogue. Unknown ones are ignored.
+            index: of `item_index`: about the best items, in a fraction of the time for very many; items that were added
+                to it are recommended too.
 
         Raises:
             NotFittedError: before `fit`.
             TypeError: for ids of another kind than those of the training set.
+            ValueError: for an index of another model, or with `candidates`.
         """
-        return recommendations(self._parts("recommend"), users, k, seen=seen, exclude=exclude, candidates=candidates)
+        fitted = self._parts("recommend")
+        return recommendations(fitted, users, k, seen=seen, exclude=exclude, candidates=candidates, index=index)
+
+    def item_index(self, *, links: int = 32, depth: int = 128) -> ItemIndex:
+        """The items of a factor model in an index for `recommend`, for catalogues of hundreds of thousands.
+
+        Args:
+            links: links of each item in the graph; more find better and take more memory.
+            depth: items that are looked at for an answer; more find better and take longer.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ValueError: for models without vectors of items.
+            ImportError: without faiss; the message says how to install it.
+        """
+        return self._parts("item_index").item_index(links, depth)
 
     def predict(self, inputs: Sequence[Any]) -> list[Scores]:
         """Scores of pairs, in their order: ratings of biased_mf, and of the others what `recommend` ranks by.

@@ -61,8 +61,9 @@ def sampled_ranking(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics of the place of each held-out item among itself and `negatives` items drawn at random.
 
-    The drawn items are neither seen by the user (`seen_keys`: row * I + item, sorted) nor held out; they may repeat.
-    Such figures depend on how many are drawn and do not rank models as full rankings do (Krichene and Rendle 2020).
+    The drawn items are neither seen by the user (`seen_keys`: row * I + item, sorted) nor held out; they may repeat. A
+    held-out item that is not in the catalogue has the last place. Such figures depend on how many are drawn and do not
+    rank models as full rankings do (Krichene and Rendle 2020).
     """
     known = held.items >= 0
     rows, items = held.rows[known], held.items[known]
@@ -76,7 +77,8 @@ def sampled_ranking(
         drawn[wrong] = rng.integers(0, held.num_items, int(wrong.sum()))
     own = scores(rows, items)
     others = scores(np.repeat(rows, negatives), drawn.ravel()).reshape(drawn.shape)
-    places = sampled_places(own, others)
+    places = np.full(len(held.items), negatives + 1)
+    places[known] = sampled_places(own, others)
     by_pair: dict[str, np.ndarray] = {}
     for k in cutoffs:
         figures = ranking_by_user(hits_at(places, k), np.ones(len(places), np.int64), k, prefix=f"sampled_{negatives}_")

@@ -16,6 +16,7 @@ from recsys.audience import Audience, Signals
 from recsys.evaluation import HeldOut, full_ranking, sampled_ranking
 from recsys.ids import IdIndex, numbered
 from recsys.interactions import Interactions
+from recsys.item_index import ItemIndex
 from recsys.metrics import rmse
 from recsys.models.ials import pair_products
 from recsys.models.scorers import Arrays, FactorScorer, PopularityScorer, Scorer
@@ -48,14 +49,22 @@ class Fitted:
         return np.asarray((users >= 0) & np.append(self.audience.usable, False)[users])
 
     def ranked(
-        self, users: np.ndarray, k: int, *, seen: bool = True, blocked: np.ndarray | None = None
+        self,
+        users: np.ndarray,
+        k: int,
+        *,
+        seen: bool = True,
+        blocked: np.ndarray | None = None,
+        index: ItemIndex | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best items and their scores, (B, min(k, I)), -1 and -inf where there are no more.
 
         Users on whom the model has no say get the popular items. With `seen`, what users have interacted with is left
-        out; so is what is `blocked`, bool (I,).
+        out; so is what is `blocked`, bool (I,). An `index` is searched in place of the catalogue, which may have fewer
+        items.
         """
         width = min(k, len(self.items))
+        offset = self.scorer.offset if isinstance(self.scorer, FactorScorer) else 0.0
         numbers = np.full((len(users), width), -1, np.int64)
         scores = np.full((len(users), width), -np.inf, np.float32)
         usable = self.usable(users)
@@ -63,14 +72,41 @@ class Fitted:
             if part.any():
                 histories = rows_or_empty(self.audience.histories, users[part])
                 hidden = histories if seen else None
-                if by_model:
+                if by_model and index is not None:
+                    represented = np.asarray(self.audience.represented[users[part]])
+                    found, values = index.best(represented, width, hidden=hidden, blocked=blocked)
+                    values += np.float32(offset)
+                elif by_model:
                     represented = self.audience.represented[users[part]]
                     found, values = self.scorer.best(represented, width, hidden=hidden, blocked=blocked)
                 else:
-                    found, values = self.popular.best(histories, width, hidden=hidden, blocked=blocked)
+                    fewer = None if blocked is None else blocked[: self.popular.num_items]
+                    found, values = self.popular.best(histories, width, hidden=hidden, blocked=fewer)
                 place = np.flatnonzero(part)[:, None], np.arange(found.shape[1])
                 numbers[place], scores[place] = found, values
         return numbers, scores
+
+    def item_index(self, links: int, depth: int) -> ItemIndex:
+        """The items of a factor model in an index.
+
+        Raises:
+            ValueError: for other models.
+        """
+        if not isinstance(self.scorer, FactorScorer):
+            raise ValueError("Only factor models have vectors of items: ials, bpr and biased_mf. Train one of these.")
+        return ItemIndex(self.items.entries.tolist(), self.scorer.items, links=links, depth=depth)
+
+    def over(self, index: ItemIndex) -> Fitted:
+        """The same with the items of an index that `item_index` made, and those that were added to it.
+
+        Raises:
+            ValueError: for an index of another model.
+        """
+        scorer = self.scorer
+        fits = isinstance(scorer, FactorScorer) and index.dim == scorer.items.shape[1] and len(index) >= len(self.items)
+        if not fits or not np.array_equal(index.items.entries[: len(self.items)], self.items.entries):
+            raise ValueError("The index is not of this model. Make one with `item_index()`.")
+        return replace(self, items=index.items)
 
     def pair_scores(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Scores of pairs, float32 (N,)."""
@@ -126,6 +162,11 @@ class Fitted:
 
     def metrics(self, data: Interactions, cutoffs: tuple[int, ...], *, negatives: int = 0, seed: int = 0) -> Metrics:
         """How well held-out `data` is found again; see `CollaborativeFilter.evaluate`."""
+        if not cutoffs or min(cutoffs) < 1 or negatives < 0:
+            raise ValueError(
+                "`cutoffs` must be whole numbers, at least one of them and each at least 1, and `negatives` 0 or more; "
+                f"received {cutoffs} and {negatives}."
+            )
         data = data.unique()
         held, users, details = self._held_out(data)
         if negatives:
@@ -152,8 +193,9 @@ class Fitted:
             data = data.take(data.ratings >= self.signals.min_rating)
         entries, places = numbered(data.users)
         known, items = self.audience.users.numbers(entries), self.items.numbers(data.items)
-        again = (items >= 0) & (known[places] >= 0)
-        again &= np.isin(known[places] * len(self.items) + items, self._keys())
+        seen = rows_or_empty(self.audience.histories, known)
+        owners = np.repeat(np.arange(len(known)), np.diff(seen.indptr))
+        again = (items >= 0) & np.isin(places * len(self.items) + items, owners * len(self.items) + seen.indices)
         if again.all():
             raise ValueError(
                 "There is nothing to be found: all of these interactions were seen before, or are rated below "
@@ -170,11 +212,6 @@ class Fitted:
             "seen_before": int(np.count_nonzero(again)),
         }
         return held, known[kept], details
-
-    def _keys(self) -> np.ndarray:
-        histories = self.audience.histories
-        owners = np.repeat(np.arange(histories.shape[0]), np.diff(histories.indptr))
-        return np.asarray(owners * len(self.items) + histories.indices)
 
     # Files.
 

@@ -16,6 +16,8 @@ import numpy as np
 from shared.vocabulary import Vocabulary
 
 UNKNOWN = -1
+# A table of integers may have so many entries for each row of the column.
+_DENSE = 4
 
 
 def id_column(values: Any, name: str) -> np.ndarray:
@@ -33,8 +35,11 @@ def id_column(values: Any, name: str) -> np.ndarray:
         if values.dtype.kind in "iu":
             return _as_int64(values, name)
         values = values.tolist()
-    values = [value.item() if isinstance(value, np.generic) else value for value in values]
+    values = values if isinstance(values, list) else list(values)
     kinds = set(map(type, values))
+    if any(issubclass(kind, np.generic) for kind in kinds):
+        values = [value.item() if isinstance(value, np.generic) else value for value in values]
+        kinds = set(map(type, values))
     if kinds <= {int}:
         return _as_int64(values, name)
     if kinds == {str}:
@@ -78,14 +83,26 @@ def kind_of(column: np.ndarray) -> type[int] | type[str]:
 def numbered(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct ids of a column, sorted, and for each row the number of its id (int64)."""
     if kind_of(column) is int:
-        entries, numbers = np.unique(column, return_inverse=True)
-        return entries, numbers.astype(np.int64, copy=False)
+        return _numbered_integers(column)
     listed = column.tolist()
     ordered = sorted(set(listed))
     places = dict(zip(ordered, range(len(ordered)), strict=True))
     entries = np.empty(len(ordered), object)
     entries[:] = ordered
     return entries, np.fromiter((places[value] for value in listed), np.int64, len(listed))
+
+
+def _numbered_integers(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    low, high = (int(column.min()), int(column.max())) if len(column) else (0, 0)
+    if high - low >= _DENSE * len(column):
+        entries, numbers = np.unique(column, return_inverse=True)
+        return entries, numbers.astype(np.int64, copy=False)
+    # Ids without large gaps between them: a table of all that lie in between takes less than sorting.
+    present = np.zeros(high - low + 1, bool)
+    present[column - low] = True
+    table = np.cumsum(present)
+    table -= 1
+    return np.flatnonzero(present) + low, table[column - low]
 
 
 class IdIndex:
@@ -108,6 +125,11 @@ class IdIndex:
     def _places(self) -> dict[Any, int]:
         return dict(zip(self.entries.tolist(), range(len(self)), strict=True))
 
+    @cached_property
+    def _rising(self) -> np.ndarray:
+        """The numbers of integer entries in the order of these: new ones stand at the end."""
+        return np.argsort(self.entries, kind="stable")
+
     def numbers(self, ids: Any) -> np.ndarray:
         """The number of each id, int64; -1 for one that is not known.
 
@@ -123,8 +145,15 @@ class IdIndex:
                 f"The {self.what} ids of this data are {_WORDS[self.kind]}; received {first!r}. Give them as "
                 f"{self.kind.__name__}."
             )
+        if len(self) and self.kind is int:
+            return self._integer_numbers(column)
         places = self._places
         return np.fromiter((places.get(value, UNKNOWN) for value in column.tolist()), np.int64, len(column))
+
+    def _integer_numbers(self, column: np.ndarray) -> np.ndarray:
+        order = self._rising
+        found = order[np.minimum(np.searchsorted(self.entries, column, sorter=order), len(order) - 1)]
+        return np.where(self.entries[found] == column, found, UNKNOWN)
 
     def ids(self, numbers: np.ndarray | Sequence[int]) -> list[Any]:
         """The ids with these numbers, as str or int."""

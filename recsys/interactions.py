@@ -24,7 +24,8 @@ class Interactions:
         users: ids, all str (object array) or all int (int64).
         items: ids, the same; users and items may differ in kind.
         ratings: float32, finite, or None where there are none.
-        timestamps: int64, in any unit, or None. Without them the order of rows is the order in time.
+        timestamps: int64, in any unit (datetime64 is taken too), or None. Without them the order of rows is the order
+            in time.
         bad_records: what a reader left out.
 
     Raises:
@@ -122,7 +123,11 @@ def _both(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | N
 
 
 def _ratings(values: Any) -> np.ndarray:
-    ratings = np.asarray(values, np.float32)
+    try:
+        ratings = np.asarray(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`ratings` must be numbers ({error}). Convert them, or leave such rows out.") from error
+    _check_flat(ratings, "ratings")
     wrong = np.flatnonzero(~np.isfinite(ratings))
     if len(wrong):
         raise ValueError(
@@ -134,9 +139,18 @@ def _ratings(values: Any) -> np.ndarray:
 
 def _timestamps(values: Any) -> np.ndarray:
     timestamps = np.asarray(values)
-    if timestamps.dtype.kind not in "iu" and len(timestamps):
+    _check_flat(timestamps, "timestamps")
+    if timestamps.dtype.kind == "M":
+        if np.isnat(timestamps).any():
+            raise ValueError(f"`timestamps` lack a time at row {int(np.argmax(np.isnat(timestamps)))}. Leave it out.")
+    elif timestamps.dtype.kind not in "iu" and len(timestamps):
         raise TypeError(f"`timestamps` must be whole numbers; received {timestamps.dtype}. Take seconds, say.")
     return timestamps.astype(np.int64)
+
+
+def _check_flat(column: np.ndarray, name: str) -> None:
+    if column.ndim != 1:
+        raise ValueError(f"`{name}` must be one-dimensional; received an array of shape {column.shape}.")
 
 
 def as_interactions(data: Any, *, name: str = "data") -> Interactions:

@@ -157,7 +157,8 @@ def bootstrap_intervals(
     means = []
     for start in range(0, resamples, at_once):
         drawn = rng.integers(0, len(values), (min(at_once, resamples - start), len(values)))
-        means += [values[rows].mean(axis=0) for rows in drawn]
+        # How often each user was drawn, times the users' values: the sums of the resamples.
+        means += [np.bincount(rows, minlength=len(values)) @ values / len(values) for rows in drawn]
     tail = 50 * (1 - confidence)
     low, high = np.percentile(np.stack(means), [tail, 100 - tail], axis=0)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}

@@ -43,10 +43,11 @@ def read_parquet(file: Path, given: dict[str, Place]) -> Interactions:
     places = {"users": columns.user, "items": columns.item, "ratings": columns.rating, "timestamps": columns.timestamp}
     wanted = {role: names[place] for role, place in places.items() if place is not None}
     parts: dict[str, list[np.ndarray]] = {role: [] for role in wanted}
+    shared: dict[str, str] = {}  # one str object for each distinct id, however often it occurs
     bad: list[BadRecord] = []
     first = 0
     for batch in table.iter_batches(_BATCH, columns=list(wanted.values())):
-        arrays = {role: _plain(batch.column(name)) for role, name in wanted.items()}
+        arrays = {role: _plain(batch.column(name), shared) for role, name in wanted.items()}
         reasons = _reasons(arrays)
         bad += [BadRecord(f"{file}, row {first + row}", reason) for row, reason in sorted(reasons.items())]
         good = np.ones(len(batch), bool)
@@ -62,16 +63,27 @@ def read_parquet(file: Path, given: dict[str, Place]) -> Interactions:
     return Interactions(**joined, bad_records=tuple(bad))
 
 
-def _plain(column: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A column's values, and which of them are missing."""
+def _plain(column: Any, shared: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """A column's values, and which of them are missing; empty texts are."""
     import pyarrow
+    from pyarrow import types
 
-    if pyarrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pyarrow.types.is_temporal(column.type):
-        column = column.cast(pyarrow.int64())
+    if types.is_string(column.type) or types.is_large_string(column.type):
+        column = column.dictionary_encode()
     missing = column.is_null().to_numpy(zero_copy_only=False)
-    if missing.any() and pyarrow.types.is_integer(column.type):
+    if types.is_dictionary(column.type):
+        entries = column.dictionary.to_numpy(zero_copy_only=False)
+        if entries.dtype == object:
+            texts: list[str | None] = [shared.setdefault(entry, entry) for entry in entries.tolist()]
+            entries = np.array(texts or [None], object)
+        places = column.indices.fill_null(0).to_numpy(zero_copy_only=False)
+        values = entries[places]
+        if entries.dtype == object:
+            missing = missing | np.array([entry is None or entry == "" for entry in entries.tolist()], bool)[places]
+        return values, missing
+    if types.is_temporal(column.type):
+        column = column.cast(pyarrow.int64())
+    if missing.any() and types.is_integer(column.type):
         column = column.fill_null(0)
     return column.to_numpy(zero_copy_only=False), missing
 
@@ -85,10 +97,9 @@ def _reasons(arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[int, str]
             wrong |= ~np.isfinite(values)
             if role != "ratings":
                 wrong |= values != np.floor(values)
-        elif values.dtype == object and role in ("users", "items"):
-            wrong |= np.array([value is None or value == "" for value in values], bool)
         for row in np.flatnonzero(wrong).tolist():
-            reasons.setdefault(row, f"the {role[:-1]} is missing or cannot be used: {values[row]!r}")
+            shown = "" if missing[row] else f": {values[row]}"
+            reasons.setdefault(row, f"the {role[:-1]} is missing or cannot be used{shown}")
     return reasons
 
 

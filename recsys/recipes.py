@@ -65,7 +65,7 @@ class IalsTrainer:
 
     def epoch(self, number: int) -> float:
         """Solve both sides once."""
-        users, items = self.recipe.epoch(self.matrix, self.transposed, self.arrays["users"])
+        users, items = self.recipe.epoch(self.matrix, self.transposed, self.arrays["users"], self.arrays["items"])
         self.arrays = {"users": users, "items": items}
         return self.recipe.loss(self.matrix, users, items)
 
@@ -150,7 +150,9 @@ def scorer_from_arrays(config: CollaborativeFilterConfig, arrays: Arrays) -> Sco
 
 
 def _ials(config: CollaborativeFilterConfig) -> Ials:
-    return Ials(config.ials_l2, config.unobserved_weight, config.frequency_exponent, config.init_scale)
+    return Ials(
+        config.ials_l2, config.unobserved_weight, config.frequency_exponent, config.init_scale, config.ials_solver
+    )
 
 
 def _biased_mf(config: CollaborativeFilterConfig) -> BiasedMf:

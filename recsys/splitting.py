@@ -134,6 +134,22 @@ def k_fold(data: Interactions, folds: int, *, seed: int = 0) -> Iterator[Split]:
         yield Split(data.take(kept), data.take(~kept))
 
 
+def of_some_users(data: Interactions, count: int, *, seed: int = 0) -> Interactions:
+    """All interactions of `count` users who are drawn at random; of all users where there are no more.
+
+    For validation sets and tests of very many users, whose rankings take longer than they are worth.
+
+    Raises:
+        ValueError: for a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"`count` must be at least 1; received {count}.")
+    users = numbered(data.users)[1]
+    drawn = np.zeros(int(users.max(initial=-1)) + 1, bool)
+    drawn[np.random.default_rng(seed).permutation(len(drawn))[:count]] = True
+    return data.take(drawn[users])
+
+
 @dataclass(frozen=True)
 class Holdout:
     """A way to split, as the command line says it: `leave_one_out`, `temporal:0.1` or `users:0.1`."""

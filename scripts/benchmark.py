@@ -230,6 +230,7 @@ BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "ials": recsys_benchmarks.ials,
     "ranking": recsys_benchmarks.ranking,
     "sasrec": recsys_benchmarks.sasrec,
+    "two-tower": recsys_benchmarks.two_tower,
     "top-k": recsys_benchmarks.top_k,
     "translation-decode": translation_benchmarks.translation_decode,
     "translation-train": translation_benchmarks.translation_train,

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from shared.artifact import check_target
-from shared.cli import OneLineParser, add_flags, apply_for_training, config_from_flags, imported, run_script, run_verb
+from shared.cli import OneLineParser, apply_for_training, imported, run_script, run_verb
 from shared.examples import existing_file
+from shared.flags import add_flags, config_from_flags
 from shared.pipeline import ExportFormat
+from shared.ray_verbs import add_engine
 from shared.runtime import RuntimeConfig, current_runtime
 from shared.training_config import TrainingConfig
 
@@ -56,7 +58,7 @@ def main(command: RecommenderCommand, arguments: Sequence[str] | None = None) ->
         logging.getLogger("recsys").setLevel(logging.INFO)
         runtime = config_from_flags(RuntimeConfig, options)
         act = functools.partial(_VERBS[options.verb], command, options)
-        return run_verb(options.verb, act, runtime, given)
+        return run_verb(options, act, runtime, given)
 
     return run_script(run, arguments=given)
 
@@ -250,6 +252,7 @@ def _parser(command: RecommenderCommand, *, show_all: bool) -> argparse.Argument
     train.add_argument("--validation", metavar="PATH", help="interactions that choose the best epoch")
     train.add_argument("--output", required=True, metavar="DIR", help="where the recommender is saved")
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    add_engine(train)
     train.add_argument(
         "--baselines", action=argparse.BooleanOptionalAction, default=True, help="score simple models, too (--holdout)"
     )

@@ -17,10 +17,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import collaborative_experiments
 import dense_experiments
 import frame_experiments
 import nlp_experiments
+import ray_experiments
 import recsys_experiments
+import retrieval_experiments
 import translation_experiments
 import vision_experiments
 import worker_experiments
@@ -41,6 +44,7 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "image-input": vision_experiments.image_input,
     "image-classification": vision_experiments.image_classification,
     "kill-and-resume": frame_experiments.kill_and_resume,
+    "ray-answers": ray_experiments.ray_answers,
     "two-workers": worker_experiments.two_workers,
     "trec": nlp_experiments.trec,
     "sst2": nlp_experiments.sst2,
@@ -64,12 +68,17 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "movielens-last": recsys_experiments.movielens_last,
     "movielens-temporal": recsys_experiments.movielens_temporal,
     "movielens-ratings": recsys_experiments.movielens_ratings,
+    "movielens-peers": collaborative_experiments.movielens_peers,
+    "popularity-published": collaborative_experiments.popularity_published,
+    "recsys-scale": collaborative_experiments.recsys_scale,
     "beauty-sequences": recsys_experiments.beauty_sequences,
     "lastfm-sequences": recsys_experiments.lastfm_sequences,
     "adult-ranking": recsys_experiments.adult_ranking,
     "ials": recsys_experiments.ials,
     "ranking": recsys_experiments.ranking,
     "sasrec": recsys_experiments.sasrec,
+    "movielens-retrieval": retrieval_experiments.movielens_retrieval,
+    "two-tower": retrieval_experiments.two_tower,
     "top-k": recsys_experiments.top_k,
 }
 
@@ -85,6 +94,12 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
     ],
     "image-classification": [{"ratio": "triptych fit / keras.Model.fit", "at_least": 0.97}],
     "kill-and-resume": [{"figure": "bit-equal after resuming", "at_least": "trials"}],
+    "ray-answers": [
+        {"figure": "texts: different inputs answered", "at_least": "texts: inputs"},
+        {"figure": "texts: answers", "at_most": "texts: inputs"},
+        {"figure": "images: different inputs answered", "at_least": "images: inputs"},
+        {"figure": "images: answers", "at_most": "images: inputs"},
+    ],
     "two-workers": [
         {"figure": f"{task}: two workers / one process", "at_least": 0.9}
         for task in ("image classification", "text classification", "sequential recommendation")
@@ -122,6 +137,9 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
     ],
     "detection-train": [{"ratio": "triptych step / keras-hub RetinaNet step", "at_least": 3.0}],
     "movielens-ratings": [{"metric": "rmse", "at_most": 0.857}],
+    "movielens-peers": [{"figure": "lowest ratio to a model's nearest peer", "at_least": 0.99}],
+    "popularity-published": [{"figure": "largest difference to published figures", "at_most": 0.01}],
+    "recsys-scale": [{"figure": "highest peak memory of iALS, GiB", "at_most": 12}],
     "beauty-sequences": [{"metric": "recall@10", "at_least": 0.080}, {"metric": "ndcg@10", "at_least": 0.044}],
     "adult-ranking": [
         {"metric": f"auc, {model}", "at_least": 0.915} for model in ("dlrm", "dcn_v2", "deepfm", "wide_deep")
@@ -139,6 +157,8 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
         for factors in (64, 256)
     ],
     "top-k": [{"ratio": "triptych top_k_products / faiss IndexFlatIP", "at_least": 0.9}],
+    "movielens-retrieval": [{"metric": "ndcg@10", "at_least": "ndcg@10, popularity"}],
+    "two-tower": [{"ratio": "triptych, batches of 4096 / TFRS adagrad, batches of 4096", "at_least": 1.5}],
     "sasrec": [{"ratio": "triptych epoch / RecTools epoch", "at_least": 1.5}],
     "lastfm-sequences": [{"metric": "recall@10", "at_least": 0.0688}, {"metric": "ndcg@10", "at_least": 0.0390}],
     "ner-inference": [{"ratio": "triptych predict / transformers.pipeline(batch_size=32)", "at_least": 2.5}],

@@ -152,7 +152,9 @@ class _Run:
 
     def _train(self) -> None:
         self.progress = Progress(self.config.epochs, shown=self.workers.is_first)
-        self.log = TrainingLog(self.options.log if self.workers.is_first else None, self.records)
+        self.log = TrainingLog(
+            self.options.log if self.workers.is_first else None, self.records, self.options.after_epoch
+        )
         enabled = self.options.checkpoint is not None
         with StopSignals(enabled=enabled) as self.signals, contextlib.closing(self.progress):
             while self.epoch < self.config.epochs and not self.stopped_early:

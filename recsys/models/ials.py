@@ -4,30 +4,40 @@
         +  sum over u  l_u |p_u|^2  +  sum over i  l_i |q_i|^2,      l_u = l (n_u + a0 I)^v,  l_i = l (n_i + a0 U)^v
 
 Hu, Koren and Volinsky 2008; with the regularisation scaled by frequency of Rendle et al. 2021 (arXiv:2110.14037), where
-v = 1 scales fully and v = 0 not at all. One side is solved exactly while the other stays, in turn.
+v = 1 scales fully and v = 0 not at all. One side is solved while the other stays, in turn.
 
 The unseen entries put the same matrix a0 Q'Q into every row's equations. In the basis of its eigenvectors it is
-diagonal, and then rows with fewer entries than factors can be solved in the dual form (`least_squares`).
+diagonal: then it preconditions conjugate gradients, which need few steps, and for exact solutions rows with fewer
+entries than factors can be solved in the dual form (`least_squares`). Takacs, Pilaszy and Tikk 2011 use conjugate
+gradients without the change of basis, a fixed number of steps from the last solution.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 
-from recsys.models.least_squares import solve_rows
+from recsys.models.least_squares import descend_rows, solve_rows
+
+Solver: TypeAlias = Literal["conjugate_gradient", "exact"]
+
+# What solutions by conjugate gradients may be wrong by, relative to their length: in training, whose next epoch goes
+# on from there, and for users who are folded in; and the most steps to them.
+_TOLERANCE, _FOLD_TOLERANCE, _MOST_STEPS = 0.01, 1e-3, 100
 
 
 @dataclass(frozen=True)
 class Ials:
-    """The hyper-parameters in the formula above: l, a0, v, and the scale of the initial factors."""
+    """The hyper-parameters of the formula above, l, a0 and v; the scale of initial factors; how rows are solved."""
 
     l2: float
     unobserved_weight: float
     frequency_exponent: float
     init_scale: float = 0.1
+    solver: Solver = "conjugate_gradient"
 
     def start(self, matrix: sp.csr_matrix, factors: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Factors to begin with: users normal with deviation `init_scale` / sqrt(factors), items zero."""
@@ -37,39 +47,56 @@ class Ials:
         return users, np.zeros((num_items, factors), np.float32)
 
     def epoch(
-        self, matrix: sp.csr_matrix, transposed: sp.csr_matrix, users: np.ndarray
+        self, matrix: sp.csr_matrix, transposed: sp.csr_matrix, users: np.ndarray, items: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Solve items for `users`, then users for these items: new factors (U, D) and (I, D).
 
+        Conjugate gradients begin where the factors are.
+
         Users come last, so that theirs are what folding in their histories gives.
         """
-        items = self.solve(transposed, users)
-        return self.solve(matrix, items), items
+        users, items = self._solved(transposed, users, items)[:2]
+        items, users = self._solved(matrix, items, users)[:2]
+        return users, items
 
     def solve(self, matrix: sp.csr_matrix, vectors: np.ndarray) -> np.ndarray:
         """The best factors of each row of `matrix` (R, C), for vectors (C, D) of its columns: (R, D)."""
-        values, basis = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))
-        basis32 = basis.astype(np.float32)
-        rotated = solve_rows(
-            matrix,
-            vectors @ basis32,
-            base=self.unobserved_weight * np.maximum(values, 0),
-            ridge=self.ridge(matrix),
-        )
-        return np.asarray(rotated @ basis32.T)
+        _, solved, basis = self._solved(matrix, vectors, None)
+        return np.asarray(solved @ basis.T)
 
-    def ridge(self, matrix: sp.csr_matrix) -> np.ndarray:
-        """The regularisation of each row, (R,)."""
-        counts = np.diff(matrix.indptr) + self.unobserved_weight * matrix.shape[1]
-        return np.asarray(self.l2 * counts**self.frequency_exponent)
+    def _solved(
+        self, matrix: sp.csr_matrix, vectors: np.ndarray, start: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The vectors and the best factors of the rows in the basis of the vectors' eigenvectors, and this basis.
+
+        Inner products are the same in any basis: training stays in the last one.
+        """
+        values, basis64 = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))
+        basis = basis64.astype(np.float32)
+        rotated = vectors @ basis
+        base = self.unobserved_weight * np.maximum(values, 0)
+        ridge = self.ridge(np.diff(matrix.indptr), matrix.shape[1])
+        if self.solver == "exact":
+            return rotated, solve_rows(matrix, rotated, base=base, ridge=ridge), basis
+        begin, tolerance = (None, _FOLD_TOLERANCE) if start is None else (start @ basis, _TOLERANCE)
+        solved = descend_rows(
+            matrix, rotated, base=base, ridge=ridge, start=begin, tolerance=tolerance, max_steps=_MOST_STEPS
+        )
+        return rotated, solved, basis
+
+    def ridge(self, counts: np.ndarray, others: int) -> np.ndarray:
+        """The regularisation of rows with so many entries (R,), where there are so many columns: (R,)."""
+        return np.asarray(self.l2 * (counts + self.unobserved_weight * others) ** self.frequency_exponent)
 
     def loss(self, matrix: sp.csr_matrix, users: np.ndarray, items: np.ndarray) -> float:
         """The objective above, per seen entry."""
         predicted = entry_products(matrix, users, items)
         seen = float(matrix.data @ (1 - predicted) ** 2)
         everything = self.unobserved_weight * float(np.sum((users.T @ users) * (items.T @ items)))
-        penalty = float(self.ridge(matrix) @ (users**2).sum(axis=1))
-        penalty += float(self.ridge(matrix.T.tocsr()) @ (items**2).sum(axis=1))
+        num_users, num_items = matrix.shape
+        counts = np.diff(matrix.indptr), np.bincount(matrix.indices, minlength=num_items)
+        penalty = float(self.ridge(counts[0], num_items) @ (users**2).sum(axis=1))
+        penalty += float(self.ridge(counts[1], num_users) @ (items**2).sum(axis=1))
         return (seen + everything + penalty) / max(1, len(matrix.data))
 
 

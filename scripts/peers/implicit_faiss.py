@@ -44,7 +44,8 @@ class Ials:
         import threadpoolctl
         from implicit.als import AlternatingLeastSquares
 
-        threadpoolctl.threadpool_limits(1, "blas")  # as implicit asks for
+        # As implicit asks for; after its import, which loads the BLAS that it uses.
+        threadpoolctl.threadpool_limits(1, "blas")
         return AlternatingLeastSquares(
             factors=factors,
             regularization=float(self.job["regularization"]),

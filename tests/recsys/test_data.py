@@ -151,13 +151,16 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
         read_interactions(written(tmp_path / "r.parquet", b"PAR1"))
 
 
-def test_parquet(tmp_path: Path) -> None:
-    arrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_parquet(dictionary: bool, tmp_path: Path) -> None:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     file = tmp_path / "r.parquet"
+    users = arrow.array(["a", "b", None, "", "c"])
     table = arrow.table(
         {
-            "user_id": arrow.array(["a", "b", None, "", "c"]).dictionary_encode(),
+            "user_id": users.dictionary_encode() if dictionary else users,
             "item_id": arrow.array([1, 2, 3, 4, None]),
             "rating": arrow.array([1.0, float("nan"), 3.0, 4.0, 5.0]),
             "timestamp": arrow.array([1, 2, 3, 4, 5]),
@@ -169,3 +172,28 @@ def test_parquet(tmp_path: Path) -> None:
     assert [record.where for record in data.bad_records] == [f"{file}, row {n}" for n in (1, 2, 3, 4)]
     with pytest.raises(ValueError, match="cannot be read as Parquet"):
         read_interactions(written(tmp_path / "no.parquet", b"nothing"))
+
+
+def test_parquet_of_many_batches_has_one_str_for_each_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    monkeypatch.setattr("recsys.parquet._BATCH", 7)
+    users, items = [f"u{n % 5}" for n in range(50)], np.arange(50, dtype=np.int32)
+    times = arrow.array(np.arange(50), arrow.timestamp("ms"))
+    parquet.write_table(arrow.table({"user": users, "item": items, "time": times}), tmp_path / "r.parquet")
+    data = read_interactions(tmp_path / "r.parquet")
+    assert columns(data) == [users, items.tolist(), None, list(range(50))]
+    assert len(set(map(id, data.users.tolist()))) == 5
+
+
+def test_parquet_ids_with_gaps_may_be_floats_but_no_fractions(tmp_path: Path) -> None:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    table = arrow.table({"user": arrow.array([1.0, None, 2.5, 4.0]), "item": ["a", "b", "c", "d"]})
+    parquet.write_table(table, tmp_path / "r.parquet")
+    data = read_interactions(tmp_path / "r.parquet", max_bad_share=0.9)
+    assert columns(data)[:2] == [[1, 4], ["a", "d"]]
+    assert [record.where for record in data.bad_records] == [f"{tmp_path / 'r.parquet'}, row {n}" for n in (1, 2)]
+    assert "the user is missing or cannot be used: 2.5" in str(data.bad_records[1])

@@ -63,6 +63,18 @@ def test_columns_must_fit_and_ratings_be_finite() -> None:
         Interactions(["a"], [1], timestamps=[1.5])
 
 
+def test_ratings_and_timestamps_of_other_kinds() -> None:
+    with pytest.raises(TypeError, match="`ratings` must be numbers"):
+        Interactions(["a"], [1], ["high"])
+    for name in ("ratings", "timestamps"):
+        with pytest.raises(ValueError, match=rf"`{name}` must be one-dimensional; received an array of shape \(1, 1\)"):
+            Interactions(["a"], [1], **{name: [[1]]})
+    days = np.array(["2020-01-02", "2020-01-01"], "datetime64[D]")
+    assert list(Interactions(["a", "b"], [1, 2], timestamps=days).in_time_order()) == [("b", 2), ("a", 1)]
+    with pytest.raises(ValueError, match="lack a time at row 1"):
+        Interactions(["a", "b"], [1, 2], timestamps=np.array(["2020-01-02", "NaT"], "datetime64[D]"))
+
+
 def test_columns_cannot_be_written_to_and_the_callers_array_still_can() -> None:
     ratings = np.array([1, 2], np.float32)
     data = Interactions(["a", "b"], [1, 2], ratings)
@@ -118,3 +130,21 @@ def test_a_tuple_of_columns_will_do() -> None:
     assert list(as_interactions((["a"], [1]))) == [("a", 1)]
     with pytest.raises(TypeError, match=r"`train` must be Interactions.* received list"):
         as_interactions([("a", 1)], name="train")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [[], [5], [3, 1, 3, 2], [-2, 7, -2, 0], [10**15, 1, 10**15], [-(2**63), 2**63 - 1, 0], ["b", "a", "b"]],
+)
+def test_distinct_ids_are_numbered_in_their_order(column: list[Any]) -> None:
+    entries, numbers = numbered(id_column(column, "users"))
+    assert entries.tolist() == sorted(set(column))
+    assert entries[numbers].tolist() == column
+    assert numbers.dtype == np.int64
+
+
+def test_index_finds_integers_that_came_later_and_none_that_are_not_there() -> None:
+    index = IdIndex(id_column([10, 30, 5, 40, -7], "users"), "user")  # as `extended` leaves them
+    assert index.numbers([5, 40, 10, 41, -8, 6, -7]).tolist() == [2, 3, 0, -1, -1, -1, 4]
+    assert index.numbers(np.array([], np.int64)).tolist() == []
+    assert IdIndex(np.zeros(0, np.int64), "user").numbers([1]).tolist() == [-1]

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,3 +123,59 @@ def test_numbers() -> None:
         metrics.log_loss(np.array([1.5]), np.array([1]))
     with pytest.raises(ValueError, match=r"received \(1,\) and \(2,\)"):
         metrics.rmse(np.zeros(1), np.zeros(2))
+
+
+# Figures of LensKit, RecTools and scikit-learn on the same lists: tests/golden/make_recommender_metrics.py.
+GOLDEN: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "golden" / "recommender_metrics.json").read_text(encoding="utf-8")
+)
+
+
+def golden_lists() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Answers (U, K) with -1 at the ends of shorter ones, hits (U, K), and numbers of held-out items (U,)."""
+    rows = [list(map(int, row.split())) for row in GOLDEN["answers"]]
+    held = [set(map(int, row.split())) for row in GOLDEN["held"]]
+    answers = np.full((len(rows), max(map(len, rows))), -1)
+    for place, row in enumerate(rows):
+        answers[place, : len(row)] = row
+    hits = np.array([[item in test for item in row] for row, test in zip(answers.tolist(), held, strict=True)])
+    return answers, hits, np.array([len(test) for test in held])
+
+
+@pytest.mark.parametrize("golden", GOLDEN["rankings"], ids=lambda golden: f"k={golden['k']}")
+def test_rankings_are_those_of_lenskit_and_rectools(golden: dict[str, Any]) -> None:
+    answers, hits, relevant = golden_lists()
+    k = golden["k"]
+    mine = {name.partition("@")[0]: figures for name, figures in metrics.ranking_by_user(hits, relevant, k).items()}
+    # Their divisors, where they are not ours: LensKit's recall and our map divide by min(k, held-out items).
+    reachable = np.minimum(k, relevant) / relevant
+    expected = {
+        "lenskit recall": mine["recall"] / reachable,
+        "rectools map": mine["map"] * reachable,
+        **{f"rectools {name}": mine[name] for name in ("recall", "mrr", "hit", "ndcg")},
+        **{f"lenskit {name}": mine[name] for name in ("mrr", "hit", "ndcg")},
+    }
+    assert set(golden["by_user"]) == {*expected, "rectools novelty"}
+    for name, figures in expected.items():
+        np.testing.assert_allclose(figures, golden["by_user"][name], atol=1e-9, rtol=0, err_msg=name)
+    assert 0 < mine["ndcg"].mean() < 1
+    assert metrics.coverage(answers, GOLDEN["num_items"], k) == pytest.approx(golden["rectools coverage"], abs=1e-9)
+
+
+@pytest.mark.parametrize("golden", GOLDEN["rankings"], ids=lambda golden: f"k={golden['k']}")
+def test_novelty_is_the_mean_inverse_user_frequency_of_rectools(golden: dict[str, Any]) -> None:
+    answers, _, _ = golden_lists()
+    counts, users, k = np.array(GOLDEN["popularity"]), GOLDEN["num_training_users"], golden["k"]
+    # Theirs is a mean over users, ours over all answers: the same for one user.
+    mine = [metrics.novelty(row[None], counts, users, k) for row in answers]
+    theirs = [math.nan if value is None else value for value in golden["by_user"]["rectools novelty"]]
+    np.testing.assert_allclose(mine, theirs, atol=1e-9, rtol=0)
+
+
+def test_numbers_are_those_of_lenskit_and_scikit_learn() -> None:
+    ratings = (np.array(GOLDEN["ratings"][name]) for name in ("predicted", "true"))
+    expected = math.sqrt(GOLDEN["lenskit squared error"] / len(GOLDEN["ratings"]["true"]))
+    assert metrics.rmse(*ratings) == pytest.approx(expected, abs=1e-9)
+    labels, probabilities = np.array(GOLDEN["labels"]), np.array(GOLDEN["probabilities"])
+    assert metrics.auc(probabilities, labels) == pytest.approx(GOLDEN["scikit-learn auc"], abs=1e-9)
+    assert metrics.log_loss(probabilities, labels) == pytest.approx(GOLDEN["scikit-learn log_loss"], abs=1e-9)

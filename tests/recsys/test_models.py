@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -9,9 +11,9 @@ import scipy.sparse as sp
 from recsys.models.biased_mf import BiasedMf
 from recsys.models.bpr import BprState, bpr_epoch
 from recsys.models.ease import ease_weights
-from recsys.models.ials import Ials, entry_products
+from recsys.models.ials import Ials, Solver, entry_products
 from recsys.models.item_knn import item_similarities, weighted_items
-from recsys.models.least_squares import solve_rows
+from recsys.models.least_squares import descend_rows, solve_rows
 from recsys.models.slim import slim_weights
 
 
@@ -41,9 +43,38 @@ def test_rows_are_solved_as_ridge_regressions_one_by_one(dim: int) -> None:
 def test_the_size_of_batches_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = made(40, 30)
     vectors = np.random.default_rng(1).normal(size=(30, 5)).astype(np.float32)
-    whole = solve_rows(matrix, vectors, ridge=np.ones(40))
+
+    def solutions() -> list[np.ndarray]:
+        fields: dict[str, Any] = {"base": np.ones(5), "start": None, "tolerance": 1e-6, "max_steps": 20}
+        descended = descend_rows(matrix, vectors, ridge=np.ones(40), **fields)
+        return [solve_rows(matrix, vectors, ridge=np.ones(40)), descended]
+
+    whole = solutions()
     monkeypatch.setattr("recsys.models.least_squares._BATCH", 1)
-    np.testing.assert_allclose(solve_rows(matrix, vectors, ridge=np.ones(40)), whole, atol=1e-6)
+    monkeypatch.setattr("recsys.models.least_squares._DESCENT_BATCH", 1)
+    np.testing.assert_allclose(solutions(), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dim", [3, 12])
+def test_rows_descend_to_the_same_solutions(dim: int, weighted: bool) -> None:
+    rng = np.random.default_rng(0)
+    matrix = made(20, 15)
+    matrix = sp.vstack([matrix[:7], sp.csr_matrix((1, 15)), matrix[8:]], format="csr")  # a row without entries
+    if weighted:
+        matrix.data[:] = rng.uniform(0.5, 2, matrix.nnz)
+    vectors = rng.normal(size=(15, dim)).astype(np.float32)
+    base, ridge = rng.uniform(0.1, 1, dim), rng.uniform(0.1, 1, 20)
+    exact = solve_rows(matrix, vectors, base=base, ridge=ridge)
+    start = rng.normal(size=exact.shape).astype(np.float32)
+    for begin in (None, start, exact):
+        fields: dict[str, Any] = {"base": base, "ridge": ridge, "start": begin}
+        solved = descend_rows(matrix, vectors, **fields, tolerance=1e-6, max_steps=50)
+        np.testing.assert_allclose(solved, exact, atol=2e-5)
+        assert not solved[7].any()
+    fields = {"base": base, "ridge": ridge, "tolerance": 0.0, "max_steps": 1}
+    errors = [np.abs(descend_rows(matrix, vectors, start=begin, **fields) - exact).max() for begin in (None, exact)]
+    assert errors[0] > 100 * errors[1]  # one step is not enough, but for those who begin at the end
 
 
 @pytest.mark.parametrize(("users", "items"), [(40, 12), (12, 40)])
@@ -126,14 +157,15 @@ def objective(recipe: Ials, dense: np.ndarray, users: np.ndarray, items: np.ndar
     return float(total / seen.sum())
 
 
+@pytest.mark.parametrize("solver", ["conjugate_gradient", "exact"])
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("factors", [3, 20])
-def test_ials_solves_each_side_exactly(factors: int, exponent: float) -> None:
+def test_ials_solves_each_side(factors: int, exponent: float, solver: Solver) -> None:
     matrix = made(25, 18)
     matrix.data[:] = np.random.default_rng(2).uniform(1, 3, matrix.nnz)
-    recipe = Ials(0.05, 0.2, exponent)
-    users, _ = recipe.start(matrix, factors, seed=1)
-    users, items = recipe.epoch(matrix, matrix.T.tocsr(), users)
+    recipe = Ials(0.05, 0.2, exponent, solver=solver)
+    users, items = recipe.start(matrix, factors, seed=1)
+    users, items = recipe.epoch(matrix, matrix.T.tocsr(), users, items)
     dense = matrix.toarray().astype(np.float64)
     assert recipe.loss(matrix, users, items) == pytest.approx(objective(recipe, dense, users, items), rel=1e-4)
     # Users are the last that were solved: no step away from them makes the objective smaller.
@@ -146,13 +178,25 @@ def test_ials_solves_each_side_exactly(factors: int, exponent: float) -> None:
 def test_ials_loss_falls_in_each_epoch() -> None:
     matrix = made(50, 30)
     recipe = Ials(0.01, 0.1, 1.0)
-    users, _ = recipe.start(matrix, 8, seed=0)
+    users, items = recipe.start(matrix, 8, seed=0)
     losses = []
     for _ in range(8):
-        users, items = recipe.epoch(matrix, matrix.T.tocsr(), users)
+        users, items = recipe.epoch(matrix, matrix.T.tocsr(), users, items)
         losses.append(recipe.loss(matrix, users, items))
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
+
+
+def test_ials_ends_where_the_exact_solver_does() -> None:
+    matrix = made(50, 30)
+    losses = []
+    for solver in get_args(Solver):
+        recipe = Ials(0.01, 0.1, 1.0, solver=solver)
+        users, items = recipe.start(matrix, 8, seed=0)
+        for _ in range(15):
+            users, items = recipe.epoch(matrix, matrix.T.tocsr(), users, items)
+        losses.append(recipe.loss(matrix, users, items))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_biased_mf_solves_each_side_exactly() -> None:

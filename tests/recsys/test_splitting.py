@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recsys import Holdout, Interactions, Split
-from recsys.splitting import by_user, check_no_leak, k_fold, leave_one_out, random_rows, temporal
+from recsys.splitting import by_user, check_no_leak, k_fold, leave_one_out, of_some_users, random_rows, temporal
 from tests.recsys.tastes import tastes
 
 DATA = Interactions(["a", "b", "a", "c", "b", "a"], [1, 1, 2, 3, 2, 3], timestamps=[5, 6, 3, 9, 7, 5])
@@ -122,3 +122,16 @@ def test_leaks_are_found() -> None:
         check_no_leak(Split(one, other, seen=Interactions(["a"], [2])))
     with pytest.raises(ValueError, match="users of `test` are in training too"):
         check_no_leak(Split(one, Interactions(["a"], [2]), seen=other))
+
+
+def test_of_some_users_keeps_all_that_they_did() -> None:
+    data = tastes()
+    some = of_some_users(data, 7, seed=1)
+    users = sorted(set(some.users.tolist()))
+    assert len(users) == 7
+    assert list(some) == [pair for pair in data if pair[0] in users]
+    assert list(of_some_users(data, 7, seed=1)) == list(some) != list(of_some_users(data, 7, seed=2))
+    assert list(of_some_users(data, 10**6)) == list(data)
+    assert len(of_some_users(data.take(np.zeros(0, np.int64)), 3)) == 0
+    with pytest.raises(ValueError, match="`count` must be at least 1; received 0"):
+        of_some_users(data, 0)

@@ -12,9 +12,10 @@ from typing import Literal
 
 import pytest
 
-from shared.cli import AnswerOption, TaskCommand, add_flags, config_from_flags, given_flags, main, run_script
+from shared.cli import AnswerOption, TaskCommand, main, run_script
 from shared.config import Config, option
 from shared.examples import BadRecord, Examples, tolerated
+from shared.flags import add_flags, config_from_flags, given_flags
 from shared.pipeline import History, Metrics, NotFittedError, TrainingInterrupted
 from shared.runtime import RuntimeConfig
 from shared.training_config import TrainingConfig
