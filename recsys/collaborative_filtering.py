@@ -276,6 +276,8 @@ class CollaborativeFilter(Pipeline):
         current_runtime().workers.require_alone(type(self).__name__)
         data = as_interactions(train, name="train")
         held = None if validation is None else as_interactions(validation, name="validation")
+        if options.profile is not None:
+            raise ValueError("`profile` is for pipelines that train a network in steps. Leave it out here.")
         if self.config.model == "biased_mf" and data.ratings is None:
             raise ValueError("biased_mf learns from ratings, and `train` has none. Choose another model, or give them.")
         signals = self._signals(rated=data.ratings is not None)

@@ -6,7 +6,7 @@ their features, and that training goes by batches of interactions, whatever the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -323,6 +323,8 @@ class TwoTowerRetriever(Pipeline):
         checkpoint: str | Path | None = None,
         resume: bool = False,
         log: str | Path | None = None,
+        profile: str | Path | None = None,
+        after_epoch: Callable[[dict[str, Any]], None] | None = None,
     ) -> History:
         """Train on `train`, keeping the weights that are best on `validation` by ndcg@10.
 
@@ -335,6 +337,8 @@ class TwoTowerRetriever(Pipeline):
             checkpoint: directory of states to resume from.
             resume: go on with the state there.
             log: file for one JSON line per epoch.
+            profile: directory for a trace and a summary of where the time goes.
+            after_epoch: is called after each epoch with its record.
 
         Raises:
             TypeError, ValueError: for data, features or options that do not fit; the message says what was expected.
@@ -342,7 +346,16 @@ class TwoTowerRetriever(Pipeline):
         """
         self._features = _given(user_features, item_features)
         try:
-            return super().fit(train, validation, training=training, checkpoint=checkpoint, resume=resume, log=log)
+            return super().fit(
+                train,
+                validation,
+                training=training,
+                checkpoint=checkpoint,
+                resume=resume,
+                log=log,
+                after_epoch=after_epoch,
+                profile=profile,
+            )
         finally:
             self._features = {}
 

@@ -66,7 +66,7 @@ def run_epochs(
     states = None if options.checkpoint is None else CheckpointDirectory(options.checkpoint)
     course, best = _resumed(states, options, trainer, fingerprint)
     progress = Progress(options.training.epochs)
-    log = TrainingLog(options.log, course.records)
+    log = TrainingLog(options.log, course.records, options.after_epoch)
     with _interruptible(states), contextlib.closing(progress):
         while len(course.records) < options.training.epochs and not _stops(course, options):
             number = len(course.records)

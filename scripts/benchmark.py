@@ -5,7 +5,7 @@
 
 `image-input` reads photographs from TRIPTYCH_DATA (coco-tiny) where that is there, else pictures drawn on the spot; the
 text benchmarks read SST-2 and AG News, else our samples. Those with text and of translation need torch and
-transformers (see nlp_benchmarks.py).
+transformers (see nlp_benchmarks.py). `gpu` checks a machine with GPUs and measures nothing on one without.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import dense_benchmarks
+import gpu_benchmarks
+import memory_benchmarks
 import nlp_benchmarks
 import recsys_benchmarks
 import translation_benchmarks
@@ -227,9 +229,12 @@ BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "text-single": nlp_benchmarks.text_single,
     "text-finetune": nlp_benchmarks.text_finetune,
     "ner-inference": nlp_benchmarks.ner_inference,
+    "gpu": gpu_benchmarks.gpu,
+    "gradient-checkpointing": memory_benchmarks.gradient_checkpointing,
     "ials": recsys_benchmarks.ials,
     "ranking": recsys_benchmarks.ranking,
     "sasrec": recsys_benchmarks.sasrec,
+    "two-tower": recsys_benchmarks.two_tower,
     "top-k": recsys_benchmarks.top_k,
     "translation-decode": translation_benchmarks.translation_decode,
     "translation-train": translation_benchmarks.translation_train,
@@ -260,6 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text)
     if options.json is not None:
         options.json.write_text(text + "\n", encoding="utf-8")
+    if result.get("failed"):
+        raise RuntimeError(f"These tasks did not train: {', '.join(result['failed'])}. See `checks`.")
 
 
 if __name__ == "__main__":

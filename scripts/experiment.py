@@ -51,6 +51,16 @@ def benchmark_record(name: str, title: str, target: str, *, repeats: int = 7) ->
 
 def peer_process(script: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     """Start a script of scripts/peers, with the interpreter in TRIPTYCH_PEER or, without that, with our own."""
-    interpreter = os.environ.get("TRIPTYCH_PEER", sys.executable)
+    return _started(os.environ.get("TRIPTYCH_PEER", sys.executable), script, arguments, options)
+
+
+def own_process(script: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """The same with our own interpreter, for peers that need TensorFlow."""
+    return _started(sys.executable, script, arguments, options)
+
+
+def _started(
+    interpreter: str, script: str, arguments: tuple[str, ...], options: dict[str, Any]
+) -> subprocess.Popen[str]:
     command = [interpreter, str(ROOT / "scripts" / "peers" / script), *arguments]
     return subprocess.Popen(command, text=True, **options)

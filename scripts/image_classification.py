@@ -11,7 +11,7 @@ of IDX files (MNIST and its relatives).
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,13 @@ def details(metrics: Any, pictures: Path | None) -> Sequence[str]:
     return details_lines(metrics.details, pictures)
 
 
+def inputs(typed: Sequence[str]) -> Iterator[str]:
+    """Images: paths, those of folders and of lists."""
+    from vision.data import image_inputs
+
+    return image_inputs(typed)
+
+
 COMMAND = TaskCommand(
     name="image_classification",
     description="Train, evaluate, run and export image classifiers.",
@@ -47,6 +54,8 @@ COMMAND = TaskCommand(
         *("patience", "precision", "devices"),
     ),
     details=details,
+    inputs=inputs,
+    inputs_help="an image, a folder of images, or @FILE for a list of paths",
 )
 
 if __name__ == "__main__":

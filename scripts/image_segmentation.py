@@ -51,14 +51,10 @@ def _numbers(name: str, text: str) -> list[int]:
 
 
 def inputs(typed: Sequence[str]) -> Iterator[str]:
-    """Images: paths as they are, those of a folder one by one."""
-    from vision.data import image_files
+    """Images: paths, those of folders and of lists."""
+    from vision.data import image_inputs
 
-    for text in typed:
-        if Path(text).is_dir():
-            yield from map(str, image_files(Path(text)))
-        else:
-            yield text
+    return image_inputs(typed)
 
 
 def draw(source: Any, answer: Any, file: Path) -> None:
@@ -88,7 +84,7 @@ COMMAND = TaskCommand(
     config="vision.segmentation:ImageSegmenterConfig",
     read=read,
     inputs=inputs,
-    inputs_help="an image, or a folder of images",
+    inputs_help="an image, a folder of images, or @FILE for a list of paths",
     portion=32,
     draw=draw,
     check=check,

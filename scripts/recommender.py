@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from shared.artifact import check_target
-from shared.cli import OneLineParser, add_flags, apply_for_training, config_from_flags, imported, run_script, run_verb
+from shared.cli import OneLineParser, imported, run_script, run_verb
 from shared.examples import existing_file
+from shared.flags import add_flags, config_from_flags
 from shared.pipeline import ExportFormat
+from shared.ray_verbs import add_engine
 from shared.runtime import RuntimeConfig, current_runtime
 from shared.training_config import TrainingConfig
+from shared.training_flags import add_profile_flag, apply_for_training, print_profile, profile_directory
 
 _COLUMNS = ("user", "item", "rating", "timestamp")
 _SIDES = ("user", "item")
@@ -56,7 +59,7 @@ def main(command: RecommenderCommand, arguments: Sequence[str] | None = None) ->
         logging.getLogger("recsys").setLevel(logging.INFO)
         runtime = config_from_flags(RuntimeConfig, options)
         act = functools.partial(_VERBS[options.verb], command, options)
-        return run_verb(options.verb, act, runtime, given)
+        return run_verb(options, act, runtime, given)
 
     return run_script(run, arguments=given)
 
@@ -83,7 +86,10 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
         split = replace(split, seen=validation if split.seen is None else validation.joined(split.seen))
     features = _features(command, options, training.max_bad_share)
     checkpoint = output.with_name(output.name + ".checkpoint")
-    pipeline = apply_for_training(runtime, lambda: imported(command.pipeline)(config), learned, training, checkpoint)
+    tables = {f"{side}_features": table for side, table in features.items()}
+    pipeline = apply_for_training(
+        runtime, lambda: imported(command.pipeline)(config), learned, training, checkpoint, tables
+    )
     history = pipeline.fit(
         learned,
         validation,
@@ -91,10 +97,12 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
         checkpoint=checkpoint,
         resume=options.resume,
         log=output.with_name(output.name + ".log.jsonl"),
-        **{f"{side}_features": table for side, table in features.items()},
+        profile=profile_directory(options.profile, output),
+        **tables,
     )
     if not current_runtime().workers.is_first:
         return  # the first of several workers scores, saves and tells
+    print_profile(options.profile, output)
     if holdout is not None:
         metrics = pipeline.evaluate(split.test, seen=split.seen)
         print(f"held out: {holdout}, {metrics.details['users']} users, {metrics.details['protocol']}")
@@ -250,6 +258,8 @@ def _parser(command: RecommenderCommand, *, show_all: bool) -> argparse.Argument
     train.add_argument("--validation", metavar="PATH", help="interactions that choose the best epoch")
     train.add_argument("--output", required=True, metavar="DIR", help="where the recommender is saved")
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    add_profile_flag(train)
+    add_engine(train)
     train.add_argument(
         "--baselines", action=argparse.BooleanOptionalAction, default=True, help="score simple models, too (--holdout)"
     )

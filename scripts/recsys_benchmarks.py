@@ -1,7 +1,8 @@
 """Benchmarks of recommenders beside their peers, for `benchmark.py`.
 
 The peers run in the interpreter that TRIPTYCH_PEER names, or in ours: `sasrec` needs rectools[torch], `ials` implicit,
-`top-k` faiss-cpu; `ranking` runs in one process, and needs keras-rs. `sasrec` reads Amazon Beauty from TRIPTYCH_DATA
+`top-k` faiss-cpu; `ranking` runs in one process, and needs keras-rs; `two-tower` needs tensorflow-recommenders and
+tf-keras beside ours. `sasrec` reads Amazon Beauty from TRIPTYCH_DATA
 where that is there, else made sequences of about the same shape.
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment import data_directory, peer_process
+from experiment import data_directory, own_process, peer_process
 
 from shared.training_config import TrainingConfig
 
@@ -131,7 +132,7 @@ def ials(repeats: int) -> dict[str, Any]:
     return {
         "unit": "iterations/s",
         "files": "made interactions of users with tastes: 220 thousand, and ten times as many; one objective, by "
-        "conjugate gradients on both sides: ours end at a relative error of 0.03, those of implicit after three "
+        "conjugate gradients on both sides: ours end at a relative error of 0.01, those of implicit after three "
         "steps, its default; float32",
         "rates": rates,
         "ratios": compared,
@@ -218,14 +219,77 @@ def top_k(repeats: int) -> dict[str, Any]:
     }
 
 
+# Two towers: as many interactions make an epoch; items of falling popularity.
+_TOWER_USERS, _TOWER_ITEMS, _TOWER_PAIRS = 200_000, 100_000, 1 << 17
+_TOWER_BATCHES, _TOWER_WIDTH = (1024, 4096), 64
+
+
+def two_tower(repeats: int) -> dict[str, Any]:
+    """Interactions/s of training two embedding towers with the in-batch softmax, beside TensorFlow Recommenders."""
+    from benchmark import measured, ratios
+
+    rng = np.random.default_rng(0)
+    users = rng.integers(0, _TOWER_USERS, _TOWER_PAIRS)
+    items = (_TOWER_ITEMS * rng.random(_TOWER_PAIRS) ** 3).astype(np.int64)
+    job = {"users": users, "items": items, "num_users": _TOWER_USERS, "num_items": _TOWER_ITEMS, "dim": _TOWER_WIDTH}
+    rates: dict[str, Any] = {}
+    compared: dict[str, float] = {}
+    for size in _TOWER_BATCHES:
+        name = f"triptych, batches of {size}"
+        sides: dict[str, Callable[[], float]] = {name: _tower_epoch(users, items, size)}
+        with contextlib.ExitStack() as stack:
+            for optimizer, rate in (("adagrad", 0.1), ("adam", _RATE)):
+                settings = {"batch_size": size, "optimizer": optimizer, "learning_rate": rate}
+                peer = stack.enter_context(_peer("tfrs_two_tower.py", {**job, **settings}, own=True))
+                sides[f"TFRS {optimizer}, batches of {size}"] = functools.partial(_pairs_rate, peer)
+            found = measured(sides, repeats)
+        rates |= found
+        compared |= ratios(found, name)
+    return {
+        "unit": "interactions/s",
+        "files": f"{_TOWER_PAIRS:,} made interactions of {_TOWER_USERS:,} users with {_TOWER_ITEMS:,} items, towers of "
+        f"width {_TOWER_WIDTH}, float32; ours with Adam, log-Q correction and accidental hits left out, TFRS without "
+        "either, its batches made once and cached",
+        "rates": rates,
+        "ratios": compared,
+    }
+
+
+def _pairs_rate(peer: Callable[[str], float]) -> float:
+    return _TOWER_PAIRS / peer("run")
+
+
+def _tower_epoch(users: np.ndarray, items: np.ndarray, batch_size: int) -> Callable[[], float]:
+    from recsys import Interactions, TwoTowerRetriever, TwoTowerRetrieverConfig
+    from shared.optimizers import build_optimizer
+    from shared.training import TrainStep
+
+    training = TrainingConfig(batch_size=batch_size, learning_rate=_RATE, weight_decay=0.0, clip_norm=0.0)
+    retriever = TwoTowerRetriever(TwoTowerRetrieverConfig(dim=_TOWER_WIDTH))
+    task = retriever.training_task(Interactions(users, items), training)
+    variables = task.model.trainable_variables
+    step = TrainStep(task, build_optimizer(training, variables, _RATE, row_wise=task.row_wise), training)
+    epochs = iter(range(1_000_000))
+
+    def rate() -> float:
+        start = time.perf_counter()
+        for batch in task.batches.epoch(next(epochs)):
+            step([batch])
+        step.loss_sum.numpy()
+        return task.batches.num_batches * batch_size / (time.perf_counter() - start)
+
+    return rate
+
+
 @contextlib.contextmanager
-def _peer(script: str, job: dict[str, Any], *arguments: str) -> Iterator[Callable[[str], float]]:
+def _peer(script: str, job: dict[str, Any], *arguments: str, own: bool = False) -> Iterator[Callable[[str], float]]:
     """A function that sends the peer's process a line and gives the seconds of its answer."""
     with tempfile.TemporaryDirectory() as directory:
         file = str(Path(directory, "job.npz"))
         np.savez(file, allow_pickle=False, **job)
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        with peer_process(script, *arguments, file, str(len(os.sched_getaffinity(0))), **pipes) as process:
+        start = own_process if own else peer_process
+        with start(script, *arguments, file, str(len(os.sched_getaffinity(0))), **pipes) as process:
             yield functools.partial(_seconds, process)
             assert process.stdin is not None
             process.stdin.close()
@@ -282,8 +346,9 @@ def ranking(repeats: int) -> dict[str, Any]:
     composed = _keras_rs_dlrm(arrays["numbers"].shape[1])
     parts: list[Any] = [*(column.astype(np.int32) for column in codes), arrays["numbers"]]
     for network in (same, composed):
+        # Without XLA, which Keras would choose by itself, and which is slower on CPUs.
         loss = keras.losses.BinaryCrossentropy(from_logits=True)
-        network.compile(optimizer=keras.optimizers.Adam(_RATE), loss=loss)
+        network.compile(optimizer=keras.optimizers.Adam(_RATE), loss=loss, jit_compile=False)
     fields: dict[str, Any] = {"batch_size": _RANKING_BATCH, "epochs": 1, "verbose": 0}
     sides: dict[str, Callable[[], float]] = {
         "triptych epoch": lambda: _rows_per_second(ours),

@@ -148,7 +148,7 @@ def _sequences(path: str, title: str, target: str, training: dict[str, Any] | No
         metrics = recommender.evaluate(outer.test, seen=inner.test)
         runs.append(run_record(seed, Metrics({name: metrics[name] for name in _FIRST}), history))
         print(f"{title}, seed {seed}: {metrics}", flush=True)
-    figures, settings_of = _tuned_baselines(Split(inner.train, inner.test), outer)
+    figures, settings_of = tuned_baselines(Split(inner.train, inner.test), outer)
     return {
         "title": f"{title}: SASRec with the softmax over all items",
         "data": f"{path}: the last item of each of {metrics.details['users']:,} users is the test, the one before "
@@ -165,7 +165,7 @@ def _sequences(path: str, title: str, target: str, training: dict[str, Any] | No
 _FIRST = ("recall@10", "ndcg@10")
 
 
-def _tuned_baselines(tuning: Any, split: Any) -> tuple[dict[str, float], str]:
+def tuned_baselines(tuning: Any, split: Any) -> tuple[dict[str, float], str]:
     """Figures of the simple models, each with its best settings, and these in words."""
     figures: dict[str, float] = {}
     chosen = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import functools
 import importlib
 import itertools
@@ -16,21 +17,24 @@ import os
 import shlex
 import shutil
 import sys
-import typing
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn, get_args
 
 from shared.artifact import check_target
-from shared.config import Config, describe_type, field_types
+from shared.config import Config
 from shared.exit_codes import DOMAINS, mapped_errors, resume_command
+from shared.flags import NOT_GIVEN, add_flags, config_from_flags, given_flags
 from shared.launcher import LAUNCHED, local_workers, run_local_workers
 from shared.pipeline import ExportFormat, Pipeline
+from shared.ray_verbs import add_engine, num_workers, on_ray, ray_job, train_on_ray
 from shared.runtime import RuntimeConfig, current_runtime
 from shared.training_config import TrainingConfig
+from shared.training_flags import add_profile_flag, apply_for_training, print_profile, profile_directory
 
-_NOT_GIVEN = object()
+# Inputs that a worker of a cluster is given at a time: what is done again when one is lost.
+_RAY_PORTION = 256
 
 
 @dataclass(frozen=True)
@@ -119,21 +123,28 @@ def main(command: TaskCommand, arguments: Sequence[str] | None = None) -> int:
             logging.getLogger(name).setLevel(logging.INFO)
         runtime = config_from_flags(RuntimeConfig, options)
         act = functools.partial(_VERBS[options.verb], command, options)
-        outcome.take(run_verb(options.verb, act, runtime, given))
+        outcome.take(run_verb(options, act, runtime, given))
     if outcome.resumable and LAUNCHED not in os.environ:
         print(f"resume: python {shlex.join(resume_command(sys.argv[:1] + given))}", file=sys.stderr)
     return outcome.code
 
 
 def run_verb(
-    verb: str, act: Callable[[RuntimeConfig], None], runtime: RuntimeConfig, arguments: Sequence[str]
+    options: argparse.Namespace, act: Callable[[RuntimeConfig], None], runtime: RuntimeConfig, arguments: Sequence[str]
 ) -> int | None:
-    """Run a verb: `train` in several processes where local ones are asked for, all others by this process alone.
+    """Run `options.verb`: `train` in several processes where these are asked for, all others by this process alone.
 
     Returns:
         The exit code of the processes; None where the verb was run here.
     """
-    if verb != "train":
+    if on_ray(options):
+        options.arguments = list(arguments)
+        if options.verb == "train":
+            train_on_ray(options, runtime)
+        else:
+            act(runtime)
+        return None
+    if options.verb != "train":
         runtime = runtime.replace(workers="off")
     count = local_workers(runtime.workers)
     if count is not None:
@@ -175,9 +186,11 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
         checkpoint=checkpoint,
         resume=options.resume,
         log=output.with_name(output.name + ".log.jsonl"),
+        profile=profile_directory(options.profile, output),
     )
     if not current_runtime().workers.is_first:
         return  # the first of several workers scores, saves and tells
+    print_profile(options.profile, output)
     if validation is not None:
         print(f"validation  {pipeline.evaluate(validation, max_bad_share=share)}")
     pipeline.save(output)
@@ -185,19 +198,6 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
     print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
     if validation is not None and command.baseline is not None:
         print(f"baseline    {_baseline(command, train, validation, pipeline.config)}")
-
-
-def apply_for_training(
-    runtime: RuntimeConfig, build: Callable[[], Any], train: Any, training: TrainingConfig, checkpoint: Path
-) -> Any:
-    """What `build` makes, under `runtime`; what is `auto` there is picked by a measurement, and printed."""
-    if "auto" in (runtime.precision, runtime.xla):
-        from shared.measuring import choose_runtime
-
-        print(choose_runtime(build, train, training=training, config=runtime, checkpoint=checkpoint))
-    else:
-        runtime.apply()
-    return build()
 
 
 def _baseline(command: TaskCommand, train: Any, validation: Any, config: Config) -> str:
@@ -232,6 +232,71 @@ def _new_pipeline(command: TaskCommand, options: argparse.Namespace) -> Pipeline
     return pipeline
 
 
+def _tune(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+    from shared.ray_search import Dimension, search
+
+    output = Path(options.output)
+    check_target(output)
+    dimensions = [Dimension.parse(text) for text in options.search]
+    for dimension in dimensions:  # before a cluster is started for values that are refused
+        for text in dimension.choices or (f"{dimension.low:g}",):
+            _with_values(command, options, {dimension.name: text})
+    trials = search(
+        ray_job(options, dropping=()),
+        dimensions,
+        output,
+        num_trials=options.trials,
+        num_workers=num_workers(runtime),
+        max_epochs=config_from_flags(TrainingConfig, options).epochs,
+        seed=options.search_seed,
+    )
+    for trial in trials:
+        values = "  ".join(f"{name} {value}" for name, value in trial.values.items())
+        print(f"{trial.score:.4f}  {trial.epochs:3d} epochs  {values}{'' if trial.directory else '  (ended early)'}")
+    print(f"saved {output}, the best of {len(trials)} trials; all are in {output}.trials.jsonl")
+
+
+def run_trial(
+    command: TaskCommand,
+    arguments: Sequence[str],
+    values: Mapping[str, str],
+    output: Path,
+    after_epoch: Callable[[dict[str, Any]], None],
+) -> None:
+    """Train one pipeline as `tune` was asked to, with other values for some flags, and save it to `output`."""
+    options = _with_values(command, _task_parser(command, show_all=True).parse_args(list(arguments)), values)
+    runtime = config_from_flags(RuntimeConfig, options).replace(workers="off")
+    runtime.prepare_environment()
+    training = config_from_flags(TrainingConfig, options)
+    share = training.max_bad_share
+    train = _read(command, options, options.train, "train", share)
+    validation = _read(command, options, options.validation, "test", share)
+    runtime.apply()
+    pipeline = _new_pipeline(command, options)
+    pipeline.fit(train, validation, training=training, after_epoch=after_epoch)
+    pipeline.save(output)
+
+
+def _with_values(command: TaskCommand, options: argparse.Namespace, values: Mapping[str, str]) -> argparse.Namespace:
+    """`options` with other values for some flags, which are parsed as on the command line."""
+    parser = OneLineParser(prog=f"{command.name}.py tune", allow_abbrev=False)
+    for config_class in (command.config_class(), TrainingConfig):
+        add_flags(parser, config_class)
+    flags = {field.name: field for config in (command.config_class(), TrainingConfig) for field in fields(config)}
+    unknown = [name for name in values if name not in flags]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], flags, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else "See `train --help-all` for what there is."
+        raise ValueError(f"There is no flag {unknown[0]!r} to search. {hint}")
+    chosen = parser.parse_args(
+        [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
+    )
+    given = {name: value for name, value in vars(chosen).items() if value is not NOT_GIVEN}
+    changed = argparse.Namespace(**{**vars(options), **given})
+    config_from_flags(TrainingConfig, changed)  # refuses what is out of range
+    return changed
+
+
 def _evaluate(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
     share = options.max_bad_share
     data = _read(command, options, options.data, "test", share)
@@ -251,11 +316,10 @@ def _predict(command: TaskCommand, options: argparse.Namespace, runtime: Runtime
         if not command.presets:
             raise ValueError("`predict` needs --model DIR.")
         raise ValueError("`predict` needs either --model DIR or --preset REF.")
-    runtime.apply()
-    pipeline_class = command.pipeline_class()
-    load = pipeline_class.load if options.preset is None else pipeline_class.from_preset
-    pipeline = load(options.model or options.preset)
-    asked = _given(options, "answer", command.answer_options)
+    if on_ray(options):
+        _predict_on_ray(command, options, runtime)
+        return
+    answers = _answers(command, options, runtime)
     with contextlib.ExitStack() as stack:
         stream = sys.stdout
         if options.output is not None:
@@ -266,9 +330,18 @@ def _predict(command: TaskCommand, options: argparse.Namespace, runtime: Runtime
         pictures = _Pictures(command, options)
         while portion := list(itertools.islice(inputs, command.portion)):
             values = [source.value for source in portion]
-            for source, answer in zip(portion, pipeline.predict(values, **asked), strict=True):
+            for source, answer in zip(portion, answers(values), strict=True):
                 stream.write(json.dumps({"input": source.name, **answer.to_dict()}, ensure_ascii=False) + "\n")
                 pictures.add(source, answer)
+
+
+def _answers(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> Callable[[list[Any]], Any]:
+    """`predict` of the pipeline that was asked for, with the keywords that were given."""
+    runtime.apply()
+    pipeline_class = command.pipeline_class()
+    load = pipeline_class.load if options.preset is None else pipeline_class.from_preset
+    pipeline = load(options.model or options.preset)
+    return functools.partial(pipeline.predict, **_given(options, "answer", command.answer_options))
 
 
 def _named(source: Any) -> NamedInput:
@@ -312,8 +385,37 @@ _VERBS: dict[str, Callable[[TaskCommand, argparse.Namespace, RuntimeConfig], Non
     "evaluate": _evaluate,
     "predict": _predict,
     "export": _export,
+    "tune": _tune,
     "check": _check,
 }
+
+
+# The engine Ray: what its processes run.
+
+
+def _predict_on_ray(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+    from shared.ray_prediction import answer_inputs
+
+    if options.output is None:
+        raise ValueError("`predict --engine ray` needs --output FILE: the answers come from several processes.")
+    if getattr(options, "pictures", None) is not None:
+        raise ValueError("--pictures are drawn by the engine local only.")
+    count = answer_inputs(
+        ray_job(options),
+        command.inputs(options.inputs),
+        Path(options.output),
+        num_workers=num_workers(runtime),
+        portion=min(command.portion, _RAY_PORTION),
+    )
+    print(f"wrote {count} answers to {options.output}")
+
+
+def answering(command: TaskCommand, arguments: Sequence[str]) -> Callable[[list[Any]], Any]:
+    """What answers inputs as the command line of `predict` says, in a process of a cluster."""
+    options = _task_parser(command, show_all=True).parse_args(list(arguments))
+    runtime = config_from_flags(RuntimeConfig, options).replace(workers="off")
+    runtime.prepare_environment()
+    return _answers(command, options, runtime)
 
 
 # Parsers.
@@ -343,14 +445,27 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
         )
     train.add_argument("--output", required=True, metavar="DIR", help="where the pipeline is saved")
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
+    add_profile_flag(train)
+    tune = add_verb("tune", "search over flags of train: trials on a Ray cluster, the bad ones ended early")
+    tune.add_argument("--train", required=True, metavar="PATH", help="training examples")
+    tune.add_argument("--validation", required=True, metavar="PATH", help="examples whose first metric is to be best")
+    tune.add_argument("--preset", metavar="REF", help="pretrained start, as for train")
+    tune.add_argument("--output", required=True, metavar="DIR", help="where the best trial's pipeline is saved")
+    tune.add_argument(
+        "--search", required=True, action="append", metavar="NAME=...", help="A,B,C or LOW..HIGH; may be repeated"
+    )
+    tune.add_argument("--trials", type=int, default=8, metavar="N", help="how many (default: 8)")
+    tune.add_argument("--search-seed", type=int, default=0, metavar="N", help="of the values drawn (default: 0)")
     shown = None if show_all else (*command.common, "workers")
-    for config_class in (command.config_class(), TrainingConfig):
-        add_flags(train, config_class, shown=shown)
+    for verb in (train, tune):
+        for config_class in (command.config_class(), TrainingConfig):
+            add_flags(verb, config_class, shown=shown if verb is train or show_all else ("epochs", "batch_size"))
+    add_engine(train)
     evaluate = add_verb("evaluate", "score a saved pipeline on examples")
     evaluate.add_argument("--model", required=True, metavar="DIR", help="a saved pipeline")
     evaluate.add_argument("--data", required=True, metavar="PATH", help="examples")
     evaluate.add_argument("--json", metavar="FILE", help="write the metrics there too")
-    reading = [train, evaluate]
+    reading = [train, tune, evaluate]
     if command.check is not None:
         check = add_verb("check", "say what is in a data set and what is wrong with it")
         check.add_argument("--data", required=True, metavar="PATH", help="examples")
@@ -373,6 +488,7 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
     else:
         parser.set_defaults(preset=None)
     predict.add_argument("--output", metavar="FILE", help="write there instead of to stdout")
+    add_engine(predict)
     if command.draw is not None:
         predict.add_argument("--pictures", metavar="DIR", help="write a picture of each answer there")
     _add_options(predict, "answer", command.answer_options)
@@ -413,81 +529,3 @@ class _Formatter(argparse.HelpFormatter):
     def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
         # The full usage would repeat the forty flags listed below it.
         return f"usage: {self._prog} [flags]\n\n"
-
-
-def add_flags(
-    parser: argparse.ArgumentParser, config_class: type[Config], *, shown: Sequence[str] | None = None
-) -> None:
-    """Add a flag for each field of a config; fields not in `shown` work but are left out of the help.
-
-    Raises:
-        ValueError: where two configs have a field of the same name and the same parser.
-    """
-    group = parser.add_argument_group(config_class.__name__)
-    types = field_types(config_class)
-    for field in fields(config_class):
-        flag = _flag(config_class, field.name)
-        unit = f" {field.metadata['unit']}" if field.metadata.get("unit") else ""
-        text = f"{field.metadata['help']} (default: {_shown_default(field.default)}{unit})".replace("%", "%%")
-        hidden = shown is not None and field.name not in shown
-        group.add_argument(
-            flag,
-            dest=_destination(config_class, field.name),
-            default=_NOT_GIVEN,
-            help=argparse.SUPPRESS if hidden else text,
-            **_parsing(types[field.name]),
-        )
-
-
-def _flag(config_class: type[Config], name: str) -> str:
-    # A pipeline's seed and a training run's are different things; the data order's keeps a name of its own.
-    if name == "seed" and config_class is TrainingConfig:
-        return "--data-seed"
-    return "--" + name.replace("_", "-")
-
-
-def _destination(config_class: type[Config], name: str) -> str:
-    return f"{config_class.__name__}.{name}"
-
-
-def _parsing(annotation: Any) -> dict[str, Any]:
-    """Arguments of `add_argument` for a field's type."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if origin is Literal:
-        return {"choices": arguments, "type": type(arguments[0]), "metavar": "|".join(map(str, arguments))}
-    if origin is tuple:
-        item = arguments[0]
-        return {
-            "type": lambda text: tuple(item(part.strip()) for part in text.split(",") if part.strip()),
-            "metavar": "A,B,...",
-        }
-    if annotation in (int, float, str):
-        return {"type": annotation, "metavar": {int: "N", float: "X", str: "TEXT"}[annotation]}
-    raise TypeError(f"No flag can be made for a field that is {describe_type(annotation)}.")
-
-
-def _shown_default(default: Any) -> str:
-    if default is MISSING:
-        return "required"
-    if isinstance(default, tuple):
-        return ",".join(map(str, default)) or "none"
-    return "yes" if default is True else "no" if default is False else str(default)
-
-
-def given_flags(config_class: type[Config], options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a config that the user gave a flag for."""
-    values = {
-        field.name: getattr(options, _destination(config_class, field.name), _NOT_GIVEN)
-        for field in fields(config_class)
-    }
-    return {name: value for name, value in values.items() if value is not _NOT_GIVEN}
-
-
-_ConfigT = typing.TypeVar("_ConfigT", bound=Config)
-
-
-def config_from_flags(config_class: type[_ConfigT], options: argparse.Namespace) -> _ConfigT:
-    """The config that the flags give; defaults where there is no flag."""
-    return config_class.from_dict(given_flags(config_class, options))

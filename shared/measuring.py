@@ -16,7 +16,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +114,7 @@ def choose_runtime(
     checkpoint: str | Path | None = None,
     precisions: Sequence[str] | None = None,
     max_seconds: float = 90.0,
+    task_options: Mapping[str, Any] | None = None,
 ) -> RuntimeChoice:
     """Put a `RuntimeConfig` into effect whose `auto`s are decided by timing steps of the pipeline that `build` makes.
 
@@ -131,6 +132,7 @@ def choose_runtime(
         checkpoint: the run's checkpoint directory. A state in it decides: a run goes on as it began.
         precisions: try these, whatever the hardware has.
         max_seconds: when to stop measuring. A step that has begun is finished, and float32 is always timed.
+        task_options: further keywords of the pipeline's `training_task`, such as tables of features.
 
     Raises:
         ValueError: as `build` and `training_task` raise it, and as `RuntimeConfig.apply` does.
@@ -162,7 +164,10 @@ def choose_runtime(
     candidates, left_out = _candidates(config, base, precisions)
     with _left_as_it_was():
         trials, num_steps, num_shapes = _measured(
-            build, train, training or TrainingConfig(), candidates, started + max_seconds
+            lambda: _task(build(), train, training or TrainingConfig(), task_options or {}),
+            training or TrainingConfig(),
+            candidates,
+            started + max_seconds,
         )
     picked = _picked(trials, num_steps, num_shapes)
     return _chosen(
@@ -247,7 +252,7 @@ def _left_as_it_was() -> Iterator[None]:
 
 
 def _measured(
-    build: Callable[[], Any], train: Any, training: TrainingConfig, candidates: Sequence[Runtime], deadline: float
+    new_task: Callable[[], TrainingTask], training: TrainingConfig, candidates: Sequence[Runtime], deadline: float
 ) -> tuple[list[Trial], int, int]:
     """A trial for each candidate, the steps of the planned run, and how many shapes its batches have at least."""
     tasks: dict[str, _Subject] = {}
@@ -260,7 +265,7 @@ def _measured(
             continue
         with activated(runtime), _failures(trials, key, allowed=number > 0):
             if runtime.precision not in tasks:
-                tasks[runtime.precision] = _Subject(_task(build(), train, training))
+                tasks[runtime.precision] = _Subject(new_task())
             contender = _Contender(tasks[runtime.precision], runtime, training)
             contender.warm_up()
             contenders.append(contender)
@@ -282,13 +287,13 @@ def _measured(
     return list(trials.values()), first.planned_steps(training), max(c.num_shapes for c in contenders)
 
 
-def _task(pipeline: Any, train: Any, training: TrainingConfig) -> TrainingTask:
+def _task(pipeline: Any, train: Any, training: TrainingConfig, options: Mapping[str, Any]) -> TrainingTask:
     if not hasattr(pipeline, "training_task"):
         raise ValueError(
             f"`auto` is for pipelines that train in steps, which {type(pipeline).__name__} does not: name the "
             "precision, and xla on or off."
         )
-    task: TrainingTask = pipeline.training_task(train, training)
+    task: TrainingTask = pipeline.training_task(train, training, **options)
     return task
 
 

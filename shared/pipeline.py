@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
@@ -102,6 +102,8 @@ class FitOptions:
     checkpoint: Path | None = None
     resume: bool = False
     log: Path | None = None
+    profile: Path | None = None
+    after_epoch: Callable[[dict[str, Any]], None] | None = None
 
 
 class Pipeline(abc.ABC):
@@ -135,6 +137,8 @@ class Pipeline(abc.ABC):
         checkpoint: str | Path | None = None,
         resume: bool = False,
         log: str | Path | None = None,
+        profile: str | Path | None = None,
+        after_epoch: Callable[[dict[str, Any]], None] | None = None,
     ) -> History:
         """Train on `train`, keeping the weights that are best on `validation` by the first metric.
 
@@ -146,6 +150,9 @@ class Pipeline(abc.ABC):
                 running step with the state saved, and a killed run can be resumed.
             resume: go on from the state in `checkpoint`, if there is one; the end is the same as of an unbroken run.
             log: a file for one JSON line per epoch (and TensorBoard events beside it, where that is installed).
+            profile: a directory for a summary of where the time goes and a trace of some steps; see
+                `shared.profiling.read_profile`.
+            after_epoch: is called after each epoch with its record, as `History.records` has it.
 
         Raises:
             TypeError, ValueError: for data or options that do not fit; the message says what was expected.
@@ -158,6 +165,8 @@ class Pipeline(abc.ABC):
             checkpoint=None if checkpoint is None else Path(checkpoint),
             resume=resume,
             log=None if log is None else Path(log),
+            profile=None if profile is None else Path(profile),
+            after_epoch=after_epoch,
         )
         started = time.strftime("%Y-%m-%dT%H:%M:%S")
         self.metrics = None  # those of the weights before, which a save would give to the new ones

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,19 @@ class Progress:
 
 
 class TrainingLog:
-    """One JSON line per epoch in `path`, and TensorBoard events beside it where TensorBoard is installed."""
+    """One JSON line per epoch in `path`, and TensorBoard events beside it where TensorBoard is installed.
 
-    def __init__(self, path: Path | None, records: Sequence[dict[str, Any]] = ()) -> None:
+    `after_epoch` is handed a copy of each record, too.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        records: Sequence[dict[str, Any]] = (),
+        after_epoch: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         self._path = path
+        self._after_epoch = after_epoch
         self._events: Any = None
         if path is None:
             return
@@ -111,12 +120,13 @@ class TrainingLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one epoch's record."""
-        if self._path is None:
-            return
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
         if self._events is not None:
             self._write_events(record)
+        if self._after_epoch is not None:
+            self._after_epoch(dict(record))
 
     def _write_events(self, record: dict[str, Any]) -> None:
         import tensorflow as tf

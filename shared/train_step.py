@@ -55,6 +55,11 @@ class TrainStep:
         self._apply: Any = None
         self._accumulate: Any = None
 
+    @property
+    def is_traced(self) -> bool:
+        """Whether there is a graph yet; tracing and compiling it takes the time of many steps."""
+        return self._apply is not None
+
     def __call__(self, batches: Sequence[Arrays | BatchShares]) -> None:
         """Update the weights by the mean gradient of `batches` (as many as are accumulated).
 

@@ -26,6 +26,7 @@ from shared.distribution import BatchShares, num_examples
 from shared.fingerprint import data_fingerprint
 from shared.optimizers import build_optimizer, build_schedule
 from shared.pipeline import FitOptions, History, Metrics, Pipeline, TrainingInterrupted
+from shared.profiling import Profiler
 from shared.progress import Progress, TrainingLog
 from shared.runtime import current_runtime
 from shared.signals import StopSignals
@@ -142,19 +143,25 @@ class _Run:
     def run(self) -> History:
         """Train to the end, or until stopped early or by a signal."""
         self.started = self.last_saved = time.monotonic()
+        self.profiler = Profiler(self.options.profile if self.workers.is_first else None)
         with self.workers.together(self._how_to_go_on, wait=True):
-            state = self._state_to_resume()
-            self._build()
-            if state is not None:
-                self._restore(state)
+            with self.profiler.phase("set-up"):
+                state = self._state_to_resume()
+                self._build()
+                if state is not None:
+                    self._restore(state)
             self._train()
-            return self._finish()
+            history = self._finish()
+        self.profiler.write(self.task)
+        return history
 
     def _train(self) -> None:
         self.progress = Progress(self.config.epochs, shown=self.workers.is_first)
-        self.log = TrainingLog(self.options.log if self.workers.is_first else None, self.records)
-        enabled = self.options.checkpoint is not None
-        with StopSignals(enabled=enabled) as self.signals, contextlib.closing(self.progress):
+        self.log = TrainingLog(
+            self.options.log if self.workers.is_first else None, self.records, self.options.after_epoch
+        )
+        enabled, closing = self.options.checkpoint is not None, contextlib.closing
+        with StopSignals(enabled=enabled) as self.signals, closing(self.progress), closing(self.profiler):
             while self.epoch < self.config.epochs and not self.stopped_early:
                 self._run_epoch()
 
@@ -184,9 +191,9 @@ class _Run:
         drawn = batches.drawn(current_runtime().portion, self.epoch, self.batch)
         groups = _groups(drawn, self.config.accumulation_steps)
         with contextlib.closing(groups):
-            for group in groups:
+            for group in self.profiler.timed(groups):
                 group = self._agreed(group)
-                self.train_step(group)
+                self.profiler.run(self.train_step, group)
                 self.step += 1
                 self.batch += len(group)
                 self._after_step(sum(map(num_examples, group)))
@@ -221,14 +228,16 @@ class _Run:
             "loss": loss,
             "learning_rate": float(self.schedule(self.step - 1)),
         }
-        metrics = self._validate()
+        with self.profiler.phase("validation"):
+            metrics = self._validate()
         if metrics is not None:
             record |= {f"validation_{name}": value for name, value in metrics.items()}
         record["seconds"] = training_seconds
         record["examples_per_second"] = self.task.batches.num_examples / max(training_seconds, 1e-9)
         self.records.append(record)
-        self.progress.end_epoch(record)
-        self.log.write(record)
+        with self.profiler.phase("logging"):
+            self.progress.end_epoch(record)
+            self.log.write(record)
         self.epoch, self.batch, self.epoch_seconds_before = self.epoch + 1, 0, 0.0
         self.train_step.loss_sum.assign(0.0)
         self._stop_if_told(self.workers.exchange(self.signals.received))
@@ -303,7 +312,8 @@ class _Run:
         if self.checkpoint is None:
             return
         self._mean_loss()  # raises where the weights are no longer worth keeping
-        self.checkpoint.write(self._state())
+        with self.profiler.phase("checkpoint"):
+            self.checkpoint.write(self._state())
         self.last_saved = time.monotonic()
 
     def _state(self) -> TrainingState:

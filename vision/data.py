@@ -13,7 +13,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,22 @@ def image_files(folder: Path) -> Iterator[Path]:
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
                 yield Path(directory, name)
+
+
+def image_inputs(given: Iterable[str]) -> Iterator[str]:
+    """The images that inputs of a command line stand for: those of a folder, @FILE for a list of paths, and paths.
+
+    Raises:
+        FileNotFoundError: where there is no such list.
+    """
+    for item in given:
+        if item.startswith("@"):
+            with Path(item[1:]).open(encoding="utf-8") as lines:
+                yield from (path for line in lines if (path := line.rstrip("\r\n")))
+        elif Path(item).is_dir():
+            yield from map(str, image_files(Path(item)))
+        else:
+            yield item
 
 
 def read_image_csv(

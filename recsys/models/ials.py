@@ -26,7 +26,7 @@ Solver: TypeAlias = Literal["conjugate_gradient", "exact"]
 
 # What solutions by conjugate gradients may be wrong by, relative to their length: in training, whose next epoch goes
 # on from there, and for users who are folded in; and the most steps to them.
-_TOLERANCE, _FOLD_TOLERANCE, _MOST_STEPS = 0.03, 1e-3, 100
+_TOLERANCE, _FOLD_TOLERANCE, _MOST_STEPS = 0.01, 1e-3, 100
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
     python scripts/peers/recommenders.py JOB.npz ANSWERS.npz THREADS
 
 The job has a user-by-item matrix (`indices`, `indptr`, `shape`), the `users` who are asked, `k`, and `models`: a JSON
-list of {"name", "library", "model", settings...}. For each of them the answers have, under its name, item numbers
+list of {"name", "library", "model", settings...}. `start` among the settings of implicit's ials is the name of an array
+of the job: factors of items to begin with. For each of them the answers have, under its name, item numbers
 (B, k), best first, -1 where no more come. Needs implicit, lenskit, and rectools (`--no-deps`, with attrs and
 typeguard).
 """
@@ -27,12 +28,17 @@ def implicit_answers(model: str, settings: dict[str, Any], matrix: Any, users: A
     # As implicit asks for; after its import, which loads the BLAS that it uses.
     threadpoolctl.threadpool_limits(1, "blas")
     if model == "ials":
+        start = settings.pop("start")
         recommender: Any = AlternatingLeastSquares(**settings, num_threads=threads)
+        recommender.item_factors = start.copy()
+        recommender.user_factors = np.zeros((matrix.shape[0], start.shape[1]), np.float32)
     else:
         kinds = {"cosine": CosineRecommender, "tfidf": TFIDFRecommender, "bm25": BM25Recommender}
         recommender = kinds[settings.pop("weighting")](**settings, num_threads=threads)
     recommender.fit(matrix, show_progress=False)
-    return recommender.recommend(users, matrix[users], N=k, filter_already_liked_items=True)[0]
+    # Users of ials are solved for the last items, as ours are.
+    again = {"recalculate_user": True} if model == "ials" else {}
+    return recommender.recommend(users, matrix[users], N=k, filter_already_liked_items=True, **again)[0]
 
 
 def rectools_answers(model: str, settings: dict[str, Any], matrix: Any, users: Any, k: int, threads: int) -> Any:
@@ -94,6 +100,8 @@ def main(job_file: str, answers_file: str, threads: str) -> None:
     answers = {}
     for settings in json.loads(str(job["models"])):
         name, library, model = (settings.pop(key) for key in ("name", "library", "model"))
+        if "start" in settings:
+            settings["start"] = job[settings["start"]]
         answers[name] = LIBRARIES[library](model, settings, matrix, job["users"], int(job["k"]), int(threads))
     np.savez(answers_file, **answers)
 

@@ -178,14 +178,14 @@ def test_several_labels_an_image(photos: Path, tmp_path: Path, capsys: pytest.Ca
     assert (model / "labels.vocab.txt").read_text().split() == ["bright", "dark", "photo"]
 
 
-def test_precision_is_picked_by_a_measurement_that_is_printed(photos, tmp_path, capsys, monkeypatch):
+def test_precision_is_picked_by_a_measurement_and_a_run_profiled(photos, tmp_path, capsys, monkeypatch):
     import keras
 
     import shared.runtime
 
     monkeypatch.setattr(shared.runtime, "_current", None)
     monkeypatch.setattr("shared.measuring._ROUNDS", 1)
-    flags = [*_TINY, "--epochs", 1, "--precision", "auto", "--xla", "auto"]
+    flags = [*_TINY, "--epochs", 1, "--precision", "auto", "--xla", "auto", "--profile"]
     code, out, err = call(capsys, "train", "--train", photos, "--output", tmp_path / "model", *flags)
     keras.config.set_dtype_policy("float32")
     assert code == 0, err
@@ -193,3 +193,5 @@ def test_precision_is_picked_by_a_measurement_that_is_printed(photos, tmp_path, 
     assert lines[0].split() == ["precision", "xla", "ms/step", "relative", "first", "step", "loss"]
     assert sum(line.endswith("  picked") for line in lines) == 1
     assert any(line.startswith("picked ") and "for 5 steps" in line for line in lines)
+    assert any(line.startswith("profile of 5 steps, 40 examples") for line in lines)
+    assert (tmp_path / "model.profile" / "summary.txt").read_text() in out

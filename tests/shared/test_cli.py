@@ -12,9 +12,10 @@ from typing import Literal
 
 import pytest
 
-from shared.cli import AnswerOption, TaskCommand, add_flags, config_from_flags, given_flags, main, run_script
+from shared.cli import AnswerOption, TaskCommand, main, run_script
 from shared.config import Config, option
 from shared.examples import BadRecord, Examples, tolerated
+from shared.flags import add_flags, config_from_flags, given_flags
 from shared.pipeline import History, Metrics, NotFittedError, TrainingInterrupted
 from shared.runtime import RuntimeConfig
 from shared.training_config import TrainingConfig
@@ -39,7 +40,7 @@ class ToyPipeline:
     def __init__(self, config=None):
         self.config = config or ToyConfig()
 
-    def fit(self, train, validation=None, *, training, checkpoint, resume, log):
+    def fit(self, train, validation=None, *, training, checkpoint, resume, log, profile):
         if ToyPipeline.trouble is not None:
             raise ToyPipeline.trouble
         return History(records=(), best_epoch=None, wall_seconds=0.0, stopped_early=False, bad_records=())

@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import pytest
 
-import shared.optimizers as optimizers
 import shared.runtime as runtime_module
 from shared.pipeline import TrainingInterrupted
 from shared.runtime import RuntimeConfig
@@ -45,10 +44,11 @@ def _float16(monkeypatch):
 def start_scale(monkeypatch: pytest.MonkeyPatch, scale: float, growth: int = 2000) -> None:
     """Optimizers start with this scale and double it after so many steps without overflow."""
 
-    def scaled(inner: Any) -> Any:
-        return SCALED(inner, initial_scale=scale, dynamic_growth_steps=growth)
+    class Scaled(SCALED):
+        def __init__(self, inner: Any) -> None:
+            super().__init__(inner, initial_scale=scale, dynamic_growth_steps=growth)
 
-    monkeypatch.setattr(optimizers.keras.optimizers, "LossScaleOptimizer", scaled)
+    monkeypatch.setattr(keras.optimizers, "LossScaleOptimizer", Scaled)
 
 
 def scale_of(step: TrainStep) -> float:

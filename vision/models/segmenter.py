@@ -179,7 +179,7 @@ def _unet(features: Mapping[int, keras.KerasTensor], channels: int) -> tuple[int
     for level, stride in enumerate(strides[1:]):
         # 2C channels at the two lowest resolutions, then C, then C / 2.
         width = max(8, round(channels * (2.0 if level < 2 else 0.5 ** (level - 2))))
-        x = layers.UpSampling2D(2, name=f"up{stride}")(x)
+        x = layers.UpSampling2D(strides[level] // stride, name=f"up{stride}")(x)
         x = layers.Concatenate(name=f"join{stride}")([x, features[stride]])
         x = convolved(x, width, f"decoder{stride}_1")
         x = convolved(x, width, f"decoder{stride}_2")
