@@ -18,7 +18,7 @@ from nlp.decoding import DecodingConfig
 from nlp.models.seq2seq_config import Seq2SeqConfig
 from nlp.models.seq2seq_families import Seq2SeqFamily, marian_values, seq2seq_config, seq2seq_family
 from nlp.placement import Place, linear_places, norm_places
-from shared.pretrained import assign_weights, detect_layout, read_json, read_safetensors, safetensors_names
+from shared.pretrained import assign_weights, detect_layout, read_json, safetensors_names, stored_tensors
 
 if TYPE_CHECKING:
     from nlp.models.seq2seq import Seq2SeqTransformer
@@ -46,7 +46,7 @@ class PretrainedSeq2Seq:
         """
         family = seq2seq_family(self.family)
         places = seq2seq_places(model, family)
-        assign_weights(places, _without_copies(read_safetensors(self.directory), places, family))
+        assign_weights(places, _without_copies(stored_tensors(self.directory), places, family))
 
 
 def read_hugging_face(directory: Path | str) -> PretrainedSeq2Seq:
@@ -220,9 +220,7 @@ def _stack_places(name: str, stack: Stack, family: Seq2SeqFamily) -> dict[str, P
     return places
 
 
-def _without_copies(
-    tensors: Mapping[str, np.ndarray], places: Mapping[str, Place], family: Seq2SeqFamily
-) -> dict[str, np.ndarray]:
+def _without_copies(tensors: Mapping[str, Any], places: Mapping[str, Place], family: Seq2SeqFamily) -> dict[str, Any]:
     """The tensors without what the network computes, and without second copies of a table under other names.
 
     Raises:

@@ -23,6 +23,7 @@ from nlp.sentences import Piece, split_lines, split_sentences
 from nlp.seq2seq_model import Seq2SeqModel
 from nlp.subwords import TranslationTokenizer
 from nlp.text_model import require_kept
+from nlp.tokenizer_files import encodable
 from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import BadExampleError, Examples, Source, as_source, listed
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+    from nlp.subword_sampling import SubwordSampler
     from shared.export import Endpoint, ExportReport
     from shared.training import TrainingTask
     from shared.training_config import TrainingConfig
@@ -70,6 +72,9 @@ class TranslatorConfig(Config):
     num_decoder_layers: int = option(0, "layers of its decoder, from scratch; 0: as the encoder's", minimum=0)
     num_heads: int = option(4, "attention heads, from scratch", minimum=1)
     dropout: float = option(0.1, "share of features dropped in training, from scratch", minimum=0.0, maximum=0.95)
+    subword_sampling: float = option(
+        0.0, "share of words that training cuts into pieces at random (unigram vocabularies)", minimum=0.0, maximum=1.0
+    )
     seed: int = option(0, "seed of the initial weights", minimum=0)
 
     def __post_init__(self) -> None:
@@ -244,8 +249,10 @@ class Translator(Pipeline):
         source = as_source(train, name="train")
         self._seq2seq.ensure(_good_pairs(source), self.config)
         decoding = self._seq2seq.require_decoding()
+        varied = self.config.subword_sampling > 0
         stages = Stages(
-            encode=self._encode,
+            encode=self._encode_with_texts if varied else self._encode,
+            augment=self._resampling() if varied else None,
             collate=lambda examples: stack_pairs(
                 examples, start_id=decoding.start_id, pad_id=decoding.pad_id, limit=self.config.max_length
             ),
@@ -285,6 +292,29 @@ class Translator(Pipeline):
         first = self._seq2seq.require_decoding().forced_first_id
         target_ids = target_ids if first is None else [first, *target_ids]
         return pair_arrays(source_ids, target_ids, max_length=self.config.max_length)
+
+    def _encode_with_texts(self, source: Any, target: Any) -> Arrays:
+        """As `_encode`, with the texts, which `_resampling` cuts anew in each epoch."""
+        text, reference = text_pair(source, target)
+        texts = {"source": _as_array(self.config.prefix + text), "reference": _as_array(reference)}
+        return self._encode(source, target) | texts
+
+    def _resampling(self) -> Callable[[Arrays, np.random.Generator], Arrays]:
+        from nlp.subword_sampling import SubwordSampler
+
+        sides = self._seq2seq.require_tokenizer().sides
+        if sides is None:
+            raise ValueError("`subword_sampling` needs a SentencePiece vocabulary, which is not there. Set it to 0.")
+        samplers = [SubwordSampler(side, self.config.subword_sampling) for side in sides]
+        names, longest = (("source", "source_ids"), ("reference", "targets")), self.config.max_length
+
+        def resampled(arrays: Arrays, rng: np.random.Generator) -> Arrays:
+            return {
+                name: _resampled(arrays[name], str(arrays[text]), sampler, rng, longest)
+                for sampler, (text, name) in zip(samplers, names, strict=True)
+            }
+
+        return resampled
 
     def _loss(self, training: TrainingConfig) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
         from nlp.models.token_loss import token_cross_entropy
@@ -449,6 +479,18 @@ class _Piece:
 
     text: str
     ids: Sequence[int] = ()
+
+
+def _resampled(
+    ids: np.ndarray, text: str, sampler: SubwordSampler, rng: np.random.Generator, longest: int
+) -> np.ndarray:
+    """A text's ids cut anew behind what stands before them, such as a language; as they are where that is too long."""
+    (best,) = sampler.vocabulary.encode([encodable(text)])
+    found = sampler.encode(text, rng)
+    before, behind = np.split(ids, [max(len(ids) - len(best), 0)])
+    if len(before) + len(found) > longest or behind.tolist() != best:
+        return ids
+    return np.asarray([*before, *found], np.int32)
 
 
 def _require_room(ref: str | Path, seq2seq: Seq2SeqModel, max_length: int) -> None:

@@ -273,7 +273,8 @@ class CollaborativeFilter(Pipeline):
     # Training.
 
     def _fit(self, train: Any, validation: Any, options: FitOptions) -> History:
-        current_runtime().workers.require_alone(type(self).__name__)
+        if options.checkpoint is not None:  # all workers would write to it
+            current_runtime().workers.require_alone(type(self).__name__)
         data = as_interactions(train, name="train")
         held = None if validation is None else as_interactions(validation, name="validation")
         if options.profile is not None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
@@ -68,6 +69,12 @@ class CategoryEncoding:
         """Rows of the table that this column has."""
         return self.missing_rows + (self.hashed or 1 + len(self.vocabulary))
 
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The row of each entry of the vocabulary."""
+        start = self.first + self.missing_rows + 1
+        return dict(zip(self.vocabulary, range(start, start + len(self.vocabulary)), strict=True))
+
 
 @dataclass(frozen=True, kw_only=True)
 class NumberEncoding:
@@ -85,6 +92,11 @@ class NumberEncoding:
     def size(self) -> int:
         """Rows of the table that this column has: missing, and the ranges."""
         return 2 + len(self.boundaries) if self.boundaries else 0
+
+    @cached_property
+    def cuts(self) -> np.ndarray:
+        """The boundaries as an array, float32."""
+        return np.array(self.boundaries, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,12 +206,12 @@ class FeatureEncoder:
         """The columns that `encode` needs."""
         return tuple(self.kinds)
 
-    @property
+    @cached_property
     def bucketed(self) -> tuple[NumberEncoding, ...]:
         """The numeric columns that have a range as a category, too."""
         return tuple(number for number in self.numbers if number.boundaries)
 
-    @property
+    @cached_property
     def layout(self) -> FeatureLayout:
         """What the arrays hold."""
         sizes = [part.size for part in (*self.categories, *self.lists)] + [part.size for part in self.numbers]
@@ -466,7 +478,7 @@ def _scaled(number: NumberEncoding, values: np.ndarray) -> np.ndarray:
 
 
 def _ranges(number: NumberEncoding, values: np.ndarray) -> np.ndarray:
-    places = np.searchsorted(np.array(number.boundaries, np.float32), values, side="right")
+    places = np.searchsorted(number.cuts, values, side="right")
     return np.where(np.isnan(values), number.first, number.first + 1 + places)
 
 
@@ -475,7 +487,7 @@ def _entry_numbers(encoding: CategoryEncoding, entries: Sequence[str]) -> np.nda
     start = encoding.first + encoding.missing_rows
     if encoding.hashed:
         return (start + hash_buckets_of(entries, encoding.hashed)).astype(np.int32)
-    places = {entry: start + 1 + place for place, entry in enumerate(encoding.vocabulary)}
+    places = encoding.places
     return np.fromiter((places.get(entry, start) for entry in entries), np.int32, len(entries))
 
 

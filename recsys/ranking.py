@@ -5,7 +5,7 @@ The tables that it takes are `recsys.features.Features`; how columns become arra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from shared.training_config import TrainingConfig
 
 _ENCODER, _WEIGHTS = "features.json", "model.safetensors"
+# Rows of a table from which on a step updates only those that its batch has: with a million, whole tables take nearly
+# all of a step's time.
+_ROW_WISE = 50_000
 # Rows that are encoded and scored at a time.
 _ENCODED, _SCORED = 65_536, 4096
 
@@ -203,14 +206,19 @@ class Ranker(Pipeline):
             import tensorflow as tf
 
             signature = [array_specs(self._known_encoder)]
-            self._function = tf.function(self._serve, input_signature=signature, autograph=False)
+            serve = self._serving(self._known_network)
+            self._function = tf.function(serve, input_signature=signature, autograph=False)
         return self._function
 
-    def _serve(self, arrays: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    def _serving(self, network: RankingNetwork) -> Callable[[Mapping[str, tf.Tensor]], tf.Tensor]:
+        """A network with what comes behind it."""
         import tensorflow as tf
 
-        logits = self._known_network(arrays, training=False)
-        return tf.sigmoid(logits) if self.config.objective == "click" else logits
+        def serve(arrays: Mapping[str, tf.Tensor]) -> tf.Tensor:
+            logits = network(arrays, training=False)
+            return tf.sigmoid(logits) if self.config.objective == "click" else logits
+
+        return serve
 
     # Training.
 
@@ -225,7 +233,11 @@ class Ranker(Pipeline):
         fingerprint = run_fingerprint(self, batches) | {"data": batches.fingerprint()}
         self.provenance["data"] |= {"fingerprint": fingerprint["data"]}
         return TrainingTask(
-            model=self._known_network, loss=self._loss(training), batches=batches, fingerprint=fingerprint
+            model=self._known_network,
+            loss=self._loss(training),
+            batches=batches,
+            fingerprint=fingerprint,
+            row_wise=[table for table in self._known_network.tables if table.shape[0] >= _ROW_WISE],
         )
 
     def _fit(self, train: Any, validation: Any, options: FitOptions) -> History:
@@ -233,7 +245,7 @@ class Ranker(Pipeline):
 
         table, _ = self._labelled(train, "train")
         held = None if validation is None else self._labelled(validation, "validation")
-        task = self.training_task(train, options.training)
+        task = self.training_task(table, options.training)
         if held is not None:
             arrays, targets = self._known_encoder.encode(held[0]), held[1]
             task = replace(task, validate=lambda: self._metrics(self._answers(arrays), targets))
@@ -384,7 +396,19 @@ class Ranker(Pipeline):
     def _export(self, path: Path, format: ExportFormat) -> ExportReport:
         from recsys.models.ranking_serving import export_ranker
 
-        return export_ranker(path, format, self.encoder, self.model, self._serve, self._answers)
+        network = self._known_network if format == "saved_model" else self._in_float32()
+        return export_ranker(path, format, self.encoder, network, self._serving(network), self._answers)
+
+    def _in_float32(self) -> RankingNetwork:
+        """The network itself, or one with its weights: the small formats have no operations in mixed precision."""
+        from shared.runtime import float32_policy
+
+        if self._known_network.compute_dtype == "float32":
+            return self._known_network
+        with float32_policy():
+            twin = self._new_network()
+        twin.set_weights(self._known_network.get_weights())
+        return twin
 
 
 def as_labelled(data: Any, name: str) -> Features:

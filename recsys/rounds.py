@@ -19,6 +19,7 @@ import numpy as np
 from shared.checkpoint import CheckpointDirectory, TrainingState
 from shared.pipeline import FitOptions, History, Metrics, TrainingInterrupted
 from shared.progress import Progress, TrainingLog
+from shared.runtime import current_runtime
 
 
 class Trainer(Protocol):
@@ -59,9 +60,11 @@ def run_epochs(
 
     Raises:
         TrainingInterrupted: at SIGINT or SIGTERM, where there is a directory of states.
-        ValueError: for a state of another run.
+        ValueError: for a state of another run, and where several workers would write states to one place.
         FloatingPointError: where the loss is no longer finite.
     """
+    if options.checkpoint is not None:
+        current_runtime().workers.require_alone("This model")
     started = time.monotonic()
     states = None if options.checkpoint is None else CheckpointDirectory(options.checkpoint)
     course, best = _resumed(states, options, trainer, fingerprint)

@@ -100,18 +100,20 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
         profile=profile_directory(options.profile, output),
         **tables,
     )
-    if not current_runtime().workers.is_first:
+    workers = current_runtime().workers
+    if not workers.is_first:
         return  # the first of several workers scores, saves and tells
-    print_profile(options.profile, output)
-    if holdout is not None:
-        metrics = pipeline.evaluate(split.test, seen=split.seen)
-        print(f"held out: {holdout}, {metrics.details['users']} users, {metrics.details['protocol']}")
-        print(f"{getattr(config, 'model', command.name):40s} {metrics}")
-    pipeline.save(output)
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
-    if holdout is not None and options.baselines:
-        _print_baselines(whole, holdout, config.min_rating)
+    with workers.acting_alone():
+        print_profile(options.profile, output)
+        if holdout is not None:
+            metrics = pipeline.evaluate(split.test, seen=split.seen)
+            print(f"held out: {holdout}, {metrics.details['users']} users, {metrics.details['protocol']}")
+            print(f"{getattr(config, 'model', command.name):40s} {metrics}")
+        pipeline.save(output)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
+        if holdout is not None and options.baselines:
+            _print_baselines(whole, holdout, config.min_rating)
 
 
 def _print_baselines(split: Any, holdout: Any, min_rating: float) -> None:

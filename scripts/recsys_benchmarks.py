@@ -346,8 +346,9 @@ def ranking(repeats: int) -> dict[str, Any]:
     composed = _keras_rs_dlrm(arrays["numbers"].shape[1])
     parts: list[Any] = [*(column.astype(np.int32) for column in codes), arrays["numbers"]]
     for network in (same, composed):
+        # Without XLA, which Keras would choose by itself, and which is slower on CPUs.
         loss = keras.losses.BinaryCrossentropy(from_logits=True)
-        network.compile(optimizer=keras.optimizers.Adam(_RATE), loss=loss)
+        network.compile(optimizer=keras.optimizers.Adam(_RATE), loss=loss, jit_compile=False)
     fields: dict[str, Any] = {"batch_size": _RANKING_BATCH, "epochs": 1, "verbose": 0}
     sides: dict[str, Callable[[], float]] = {
         "triptych epoch": lambda: _rows_per_second(ours),

@@ -188,16 +188,18 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
         log=output.with_name(output.name + ".log.jsonl"),
         profile=profile_directory(options.profile, output),
     )
-    if not current_runtime().workers.is_first:
+    workers = current_runtime().workers
+    if not workers.is_first:
         return  # the first of several workers scores, saves and tells
-    print_profile(options.profile, output)
-    if validation is not None:
-        print(f"validation  {pipeline.evaluate(validation, max_bad_share=share)}")
-    pipeline.save(output)
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
-    if validation is not None and command.baseline is not None:
-        print(f"baseline    {_baseline(command, train, validation, pipeline.config)}")
+    with workers.acting_alone():
+        print_profile(options.profile, output)
+        if validation is not None:
+            print(f"validation  {pipeline.evaluate(validation, max_bad_share=share)}")
+        pipeline.save(output)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
+        if validation is not None and command.baseline is not None:
+            print(f"baseline    {_baseline(command, train, validation, pipeline.config)}")
 
 
 def _baseline(command: TaskCommand, train: Any, validation: Any, config: Config) -> str:

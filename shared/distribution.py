@@ -165,6 +165,7 @@ class Workers:
         self.cluster = cluster
         self._channel = channel
         self._depth = 0
+        self.is_acting_alone = cluster is None
         self._hint: Callable[[], str] = lambda: "Start all workers again."
         self._watchdog: threading.Timer | None = None
 
@@ -210,10 +211,20 @@ class Workers:
         self, make: Callable[[], tuple[_T, Mapping[str, np.ndarray]]]
     ) -> tuple[_T, dict[str, np.ndarray]]:
         """The same with arrays by name."""
-        value, arrays = make() if self.is_first else (None, {})
+        with self.acting_alone():
+            value, arrays = make() if self.is_first else (None, {})
         if self._channel is None:
             return value, dict(arrays)  # type: ignore[return-value]
         return self._channel.from_first(value, arrays)
+
+    @contextlib.contextmanager
+    def acting_alone(self) -> Iterator[None]:
+        """What is built in the block belongs to this process: for what one worker does while the others do not."""
+        before, self.is_acting_alone = self.is_acting_alone, True
+        try:
+            yield
+        finally:
+            self.is_acting_alone = before
 
     @contextlib.contextmanager
     def together(self, hint: Callable[[], str] | None = None, *, wait: bool = False) -> Iterator[None]:

@@ -167,6 +167,35 @@ def read_safetensors(directory: Path) -> dict[str, np.ndarray]:
     return {name: array for file in _safetensors_files(directory) for name, array in load_file(file).items()}
 
 
+class StoredTensor:
+    """A tensor of a `.safetensors` file that is read when it is asked for, by `np.asarray`.
+
+    The file is opened anew each time: what was read of it does not stay in memory.
+    """
+
+    def __init__(self, file: Path, name: str, shape: tuple[int, ...]) -> None:
+        self.file, self.name, self.shape = file, name, shape
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The whole tensor."""
+        from safetensors import safe_open
+
+        with safe_open(self.file, framework="numpy") as tensors:
+            return np.asarray(tensors.get_tensor(self.name), dtype)
+
+
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """What `read_safetensors` gives, each tensor read only when it is asked for; raises as that does."""
+    from safetensors import safe_open
+
+    found = {}
+    for file in _safetensors_files(directory):
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  no mapping
+                found[name] = StoredTensor(file, name, tuple(tensors.get_slice(name).get_shape()))
+    return found
+
+
 def safetensors_names(directory: Path) -> frozenset[str]:
     """The names of those tensors, without reading them; raises as `read_safetensors` does."""
     from safetensors import safe_open
@@ -190,8 +219,12 @@ def _safetensors_files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def assign_weights(targets: Mapping[str, keras.Variable], weights: Mapping[str, np.ndarray]) -> None:
+def assign_weights(targets: Mapping[str, keras.Variable], weights: Mapping[str, Any]) -> None:
     """Put each weight into the variable of the same name; every name must be on both sides, with equal shapes.
+
+    Args:
+        targets: variables, or places in them.
+        weights: arrays, or what becomes one by `np.asarray` and has a shape, such as `StoredTensor`.
 
     Raises:
         ValueError: naming up to ten weights without a place, places without a weight, and unequal shapes.
@@ -206,7 +239,7 @@ def assign_weights(targets: Mapping[str, keras.Variable], weights: Mapping[str, 
         more = f", and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ValueError(f"The checkpoint does not fit the network: {'; '.join(problems[:10])}{more}.")
     for name, variable in targets.items():
-        variable.assign(weights[name])
+        variable.assign(np.asarray(weights[name]))
 
 
 def require_safe_config(config: Any, file: Path | str) -> None:

@@ -113,7 +113,10 @@ class Runtime:
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
         """Scope in which models and optimizers have to be built; several workers build the same ones."""
-        with self.workers.together(), self.strategy.scope() if self.strategy is not None else contextlib.nullcontext():
+        if self.strategy is None or (self.workers.count > 1 and self.workers.is_acting_alone):
+            yield
+            return
+        with self.workers.together(), self.strategy.scope():
             yield
 
     @property

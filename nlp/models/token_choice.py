@@ -12,16 +12,20 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 # Rows of logits whose largest is looked for first.
-_CHUNK = 128
+_CHUNK = 32
+
+# Tokens whose logits are computed at a time by `best_tokens`: logits of some dozens of rows stay in a core's cache.
+_BLOCK = 4096
 
 
-# Tokens whose logits are computed at a time by `best_tokens`.
-_BLOCK = 8192
+def log_sum(logits: tf.Tensor, maxima: tf.Tensor | None = None) -> tf.Tensor:
+    """The logarithm of the sum over tokens of exp(logits): (V, R) -> (R,).
 
-
-def log_sum(logits: tf.Tensor) -> tf.Tensor:
-    """The logarithm of the sum over tokens of exp(logits): (V, R) -> (R,)."""
-    largest = tf.reduce_max(logits, axis=0)
+    Args:
+        logits: of all tokens.
+        maxima: of parts of them (P, R), where they are known.
+    """
+    largest = tf.reduce_max(logits if maxima is None else maxima, axis=0)
     return largest + tf.math.log(tf.reduce_sum(tf.exp(logits - largest), axis=0))
 
 
@@ -51,14 +55,19 @@ def best_tokens(
     for first in range(0, vocab_size, _BLOCK):
         tokens = range(first, min(first + _BLOCK, vocab_size))
         logits = logits_of(slice(tokens.start, tokens.stop))
+        maxima = _chunk_maxima(logits)
         if scored:
-            totals.append(log_sum(logits))
+            totals.append(log_sum(logits, maxima))
+        never = [token - first for token in banned if token in tokens]
+        sometimes = [] if banned_in is None else [token - first for token in banned_in[0] if token in tokens]
         with tf.control_dependencies(totals[-1:]):  # before logits are overwritten
-            logits = without_tokens(logits, [token - first for token in banned if token in tokens])
-            if banned_in is not None:
-                rows = [token - first for token in banned_in[0] if token in tokens]
-                logits = without_tokens(logits, rows, banned_in[1])
-        value, place = top_tokens(logits, min(count, len(tokens)))
+            value, place = top_tokens(
+                logits,
+                min(count, len(tokens)),
+                maxima=maxima,
+                banned=never,
+                banned_in=None if banned_in is None else (sometimes, banned_in[1]),
+            )
         values.append(value)
         ids.append(place + first)
     best, places = tf.math.top_k(tf.concat(values, axis=1), count)
@@ -66,25 +75,57 @@ def best_tokens(
     return best, tf.gather(tf.concat(ids, axis=1), places, batch_dims=1), total
 
 
-def top_tokens(logits: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+def top_tokens(
+    logits: tf.Tensor,
+    count: int,
+    *,
+    maxima: tf.Tensor | None = None,
+    banned: Sequence[int] = (),
+    banned_in: tuple[Sequence[int], tf.Tensor] | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
     """The largest logits of each row, from the largest down, and their tokens: (V, R) -> (R, count) twice.
 
-    A row's `count` largest lie in the `count` chunks of tokens with the largest maxima, so most are never sorted.
+    A row's `count` largest lie in the `count` chunks of tokens with the largest maxima, so most are never sorted. Where
+    tokens are banned, as many more chunks are looked at, for no other maxima are too large. `logits` may be
+    overwritten.
+
+    Args:
+        logits: of all tokens.
+        count: at most V.
+        maxima: what `_chunk_maxima` gives, where it is known.
+        banned: tokens that are out of reach.
+        banned_in: tokens that are out of reach in the rows of a mask (R,).
     """
     vocab_size = logits.shape[0]
-    num_chunks = vocab_size // _CHUNK
-    if num_chunks < 4 * count:
+    sometimes, where = banned_in if banned_in is not None else ((), None)
+    num_chunks, looked_at = vocab_size // _CHUNK, count + len(banned) + len(sometimes)
+    if num_chunks < 4 * looked_at:
+        logits = without_tokens(without_tokens(logits, banned), sometimes, where)
         values, ids = tf.math.top_k(tf.transpose(logits), count)
         return values, ids
     num_rows, whole = tf.shape(logits)[1], num_chunks * _CHUNK
-    maxima = tf.reduce_max(tf.reshape(logits[:whole], (num_chunks, _CHUNK, num_rows)), axis=1)
-    _, chunks = tf.math.top_k(tf.transpose(maxima), count)  # (R, count)
-    tokens = tf.reshape(chunks[:, :, None] * _CHUNK + tf.range(_CHUNK), (-1, count * _CHUNK))
+    maxima = _chunk_maxima(logits) if maxima is None else maxima
+    _, chunks = tf.math.top_k(tf.transpose(maxima[:num_chunks]), looked_at)  # (R, looked_at)
+    tokens = tf.reshape(chunks[:, :, None] * _CHUNK + tf.range(_CHUNK), (-1, looked_at * _CHUNK))
     rest = tf.broadcast_to(tf.range(whole, vocab_size), (num_rows, vocab_size - whole))
     tokens = tf.concat([tokens, rest], axis=1)
     candidates = tf.gather(tf.reshape(logits, (-1,)), tokens * num_rows + tf.range(num_rows)[:, None])
+    if banned:
+        candidates = tf.where(is_one_of(tokens, banned), -float("inf"), candidates)
+    if where is not None and sometimes:
+        candidates = tf.where(is_one_of(tokens, sometimes) & where[:, None], -float("inf"), candidates)
     values, places = tf.math.top_k(candidates, count)
     return values, tf.gather(tokens, places, batch_dims=1)
+
+
+def _chunk_maxima(logits: tf.Tensor) -> tf.Tensor:
+    """The largest logits of chunks of tokens and, last, of those behind the last chunk: (V, R) -> (chunks, R)."""
+    whole = logits.shape[0] // _CHUNK * _CHUNK
+    rest = [tf.reduce_max(logits[whole:], axis=0, keepdims=True)] if whole < logits.shape[0] else []
+    if not whole:
+        return rest[0]
+    by_chunk = tf.reshape(logits[:whole], (whole // _CHUNK, _CHUNK, tf.shape(logits)[1]))
+    return tf.concat([tf.reduce_max(by_chunk, axis=1), *rest], axis=0)
 
 
 def random_tokens(logits: tf.Tensor, seed: tf.Tensor, *, temperature: float, top_k: int, top_p: float) -> tf.Tensor:

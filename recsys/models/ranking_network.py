@@ -37,7 +37,8 @@ class RankingNetwork(keras.Model):
         self.layout = layout
         self.embedding = FeatureEmbedding(layout, dim, name="embedding")
         self.deep = Perceptron(hidden, dropout, name="deep")
-        self.head = keras.layers.Dense(1, name="head")
+        # In float32 also where other layers are not: rounded logits would be ties.
+        self.head = keras.layers.Dense(1, name="head", dtype="float32")
 
     def build(self, *_: Any) -> None:
         """Make the table; other layers are built when they are first called."""
@@ -47,15 +48,21 @@ class RankingNetwork(keras.Model):
 
     def call(self, arrays: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Logits of rows, float32 (B,)."""
-        return tf.cast(self.logits(arrays, training)[:, 0], tf.float32)
+        return self.logits(arrays, training)[:, 0]
 
     def logits(self, arrays: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
-        """Logits (B, 1)."""
+        """Logits float32 (B, 1)."""
         raise NotImplementedError
 
     def start_from(self, level: float) -> None:
         """Let the untrained network answer with about `level`: it need not learn how often there are clicks."""
         self.head.bias.assign([level])
+
+    @property
+    def tables(self) -> list[keras.Variable]:
+        """The weights of which a batch reads some rows only."""
+        blocks = [part for part in self._flatten_layers() if isinstance(part, FeatureEmbedding)]
+        return [block.table for block in blocks if self.layout.num_fields]
 
     def numbers(self, arrays: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Numbers (B, W) in the precision of the layers."""
@@ -142,12 +149,16 @@ class DcnNetwork(RankingNetwork):
 
 
 class FirstOrder(keras.layers.Layer):
-    """A weight for each category and number: arrays -> (B, 1)."""
+    """A weight for each category and number: arrays -> float32 (B, 1)."""
 
     def __init__(self, layout: FeatureLayout) -> None:
-        super().__init__(name="first_order")
-        self.categories = FeatureEmbedding(layout, 1, scale=1e-3, name="categories") if layout.num_fields else None
-        self.linear = keras.layers.Dense(1, use_bias=False, name="linear") if layout.num_numbers else None
+        super().__init__(name="first_order", dtype="float32")
+        self.categories: Any = None
+        if layout.num_fields:
+            self.categories = FeatureEmbedding(layout, 1, scale=1e-3, name="categories", dtype="float32")
+        self.linear: Any = None
+        if layout.num_numbers:
+            self.linear = keras.layers.Dense(1, use_bias=False, name="linear", dtype="float32")
 
     def call(self, arrays: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Sums of the weights of what is there."""
@@ -155,7 +166,7 @@ class FirstOrder(keras.layers.Layer):
         if self.categories is not None:
             parts.append(tf.reduce_sum(self.categories(arrays), axis=1))
         if self.linear is not None:
-            parts.append(self.linear(tf.cast(arrays["numbers"], self.compute_dtype)))
+            parts.append(self.linear(arrays["numbers"]))
         return tf.add_n(parts)
 
 
@@ -187,7 +198,7 @@ class DeepFmNetwork(RankingNetwork):
             total += tf.matmul(numbers, factors)
             squares += tf.matmul(tf.square(numbers), tf.square(factors))
             parts.append(numbers)
-        second = tf.reduce_sum(tf.square(total) - squares, axis=1, keepdims=True) / 2
+        second = tf.reduce_sum(tf.cast(tf.square(total) - squares, tf.float32), axis=1, keepdims=True) / 2
         deep = self.head(self.deep(tf.concat(parts, axis=1), training=training))
         return self.first_order(arrays) + second + deep
 
@@ -232,8 +243,13 @@ class WideDeepNetwork(RankingNetwork):
         logits = self.first_order(arrays)
         if self.crosses:
             weights = tf.gather(self.cross_weights.value, self._crossed(arrays["categories"]))
-            logits += tf.cast(tf.reduce_sum(weights, axis=1), self.compute_dtype)
+            logits += tf.cast(tf.reduce_sum(weights, axis=1), tf.float32)
         return logits + self.head(self.deep(self.embedding.flat(arrays), training=training))
+
+    @property
+    def tables(self) -> list[keras.Variable]:
+        """The weights of which a batch reads some rows only."""
+        return [*super().tables, *([self.cross_weights] if self.crosses else [])]
 
     def _crossed(self, categories: tf.Tensor) -> tf.Tensor:
         """The weight of each cross, by its place, (B, number of crosses)."""

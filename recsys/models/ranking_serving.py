@@ -25,9 +25,9 @@ class RankerServing(tf.Module):
         self.graph = GraphEncoder(encoder)
         self._serve = serve
 
-    def serve(self, *columns: tf.Tensor) -> tf.Tensor:
-        """Scores (B,) of rows."""
-        return self._serve(self.graph.encode(*columns))
+    def serve(self, *columns: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`scores` (B,) of rows."""
+        return {"scores": self._serve(self.graph.encode(*columns))}
 
 
 def export_ranker(
@@ -49,7 +49,12 @@ def export_ranker(
     if format == "saved_model":
         serving = RankerServing(encoder, serve)
         graph = serving.graph
-        raw = Endpoint(function=serving.serve, signature=graph.signature, example=graph.raw(table), expected=expected)
+        raw = Endpoint(
+            function=serving.serve,
+            signature=graph.signature,
+            example=graph.raw(table),
+            expected={"scores": expected},
+        )
         return export_saved_model(path, {"serve": raw}, track=[network, serving])
     names = tuple(arrays)
     encoded = Endpoint(

@@ -11,7 +11,7 @@ from nlp.decoding import Decoded, DecodingConfig, decode, search_function
 from nlp.models.search import beam_search, rules_of
 from nlp.models.seq2seq import build_seq2seq
 from nlp.models.seq2seq_config import Seq2SeqConfig
-from nlp.models.token_choice import log_sum, random_tokens, top_tokens, without_repeats, without_tokens
+from nlp.models.token_choice import best_tokens, log_sum, random_tokens, top_tokens, without_repeats, without_tokens
 from shared.runtime import seeded
 
 START, END, PAD = 1, 0, 1
@@ -284,6 +284,32 @@ def test_top_tokens_are_those_of_a_sort(vocab_size: int) -> None:
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_array_equal(values, np.take_along_axis(logits.T, expected, axis=1))
     np.testing.assert_allclose(log_sum(tf.constant(logits)), np.log(np.exp(logits).sum(axis=0)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("vocab_size", [40, 4095, 9000])
+@pytest.mark.parametrize("count", [1, 6])
+def test_best_tokens_of_blocks_are_those_of_all_that_are_allowed(vocab_size: int, count: int) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(vocab_size, 5)).astype(np.float32)
+    order = np.argsort(-logits, axis=0)
+    # The best of some rows, two of one chunk, and the last of all.
+    banned = (int(order[0, 0]), int(order[0, 0]) ^ 1, vocab_size - 1)
+    sometimes, where = (int(order[0, 1]), int(order[1, 2])), np.asarray([False, True, True, False, True])
+    values, ids, total = best_tokens(
+        lambda tokens: tf.constant(logits[tokens]) + 0.0,
+        vocab_size,
+        count,
+        scored=True,
+        banned=banned,
+        banned_in=(sometimes, tf.constant(where)),
+    )
+    allowed = logits.copy()
+    allowed[list(banned)] = -np.inf
+    allowed[np.ix_(list(sometimes), np.flatnonzero(where))] = -np.inf
+    expected = np.argsort(-allowed, axis=0)[:count].T
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(values, np.take_along_axis(allowed.T, expected, axis=1))
+    np.testing.assert_allclose(total, np.log(np.exp(logits).sum(axis=0)), rtol=1e-5)
 
 
 def test_tokens_are_banned_in_all_rows_or_some() -> None:

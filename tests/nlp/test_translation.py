@@ -88,6 +88,35 @@ def test_longer_sentences_than_the_model_takes_are_cut(fitted: Translator) -> No
     assert answer.text.count("drei") >= len(rows) > 2
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("one two " * 1250, id="words"),
+        pytest.param("x" * 10_000, id="no_spaces"),
+        pytest.param("एक दो तीन।", id="devanagari"),
+        pytest.param("一二三。四五六", id="han"),
+        pytest.param("🎬🎬🎬 👩\u200d👩\u200d👧", id="emoji"),
+        pytest.param("\ud800\udfff\ud800", id="surrogates"),
+        pytest.param("\x00\x00", id="nul"),
+        pytest.param("a\x00b", id="nul_inside"),
+        pytest.param("\u202e", id="direction"),
+    ],
+)
+@pytest.mark.parametrize("beams", [1, 2])
+def test_strange_texts_are_answered_and_leave_their_neighbours_alone(fitted: Translator, text: str, beams: int) -> None:
+    decoding = fitted.decoding.replace(num_beams=beams)
+    texts = [f"one.\n{text}\r\ntwo.", "three."]
+    answers = fitted.predict(texts, decoding=decoding)
+    first, _, rest = answers[0].text.partition("\n")
+    middle, _, last = rest.rpartition("\r\n")
+    plain = [answer.text for answer in fitted.predict(["one.", "two.", "three."], decoding=decoding)]
+    assert [first, last, answers[1].text] == plain
+    # At most three tokens for each of the source, of which there are no more than bytes and a few.
+    assert len(middle) <= 30 * (len(text.encode("utf-8", "replace")) + 8)
+    if not any(character.isalnum() for character in text):
+        assert middle == text
+
+
 def test_alternatives_come_with_falling_scores(fitted: Translator) -> None:
     (answer,) = fitted.predict(["one two."], num_answers=3)
     assert len(answer.alternatives) == 2
@@ -124,13 +153,43 @@ def test_empty_sides_and_too_long_pairs_are_bad_examples(fitted: Translator) -> 
 
 
 @pytest.mark.parametrize(
-    "options", [{"shared_vocabulary": False}, {"vocabulary": "bpe"}, {"num_beams": 1}, {"network": "recurrent"}]
+    "options",
+    [
+        {"shared_vocabulary": False},
+        {"vocabulary": "bpe"},
+        {"num_beams": 1},
+        {"network": "recurrent"},
+        {"subword_sampling": 0.2},
+    ],
 )
 def test_variants_learn(options: dict[str, Any]) -> None:
     translator = Translator(TranslatorConfig(**(TINY | options)))
     history = translator.fit(numbers(), training=TRAINING.replace(epochs=45))
     assert history.losses[-1] < 0.5 * history.losses[0]
     assert translator.evaluate(numbers()).first > 40
+
+
+def test_training_cuts_words_anew_in_each_epoch_and_equally_in_each_run(fitted: Translator) -> None:
+    def epochs(share: float) -> list[list[list[int]]]:
+        translator = Translator(TranslatorConfig(**TINY, subword_sampling=share))
+        translator._seq2seq = fitted._seq2seq
+        batches = translator.training_task(numbers(40), TRAINING.replace(batch_tokens=128)).batches
+        return [
+            [row[row >= 0].tolist() for batch in batches.epoch(epoch) for row in batch["targets"]] for epoch in (0, 1)
+        ]
+
+    plain, varied, again = epochs(0.0), epochs(0.5), epochs(0.5)
+    texts = [sorted(fitted.tokenizer.decode(rows)) for rows in (*plain, *varied)]
+    assert texts == [texts[0]] * 4
+    assert varied == again
+    assert sorted(plain[0]) == sorted(plain[1])
+    assert sorted(varied[0]) != sorted(varied[1]) != sorted(plain[0])
+
+
+def test_vocabularies_without_probabilities_have_no_random_pieces() -> None:
+    translator = Translator(TranslatorConfig(**TINY, subword_sampling=0.1, vocabulary="bpe"))
+    with pytest.raises(ValueError, match="needs a unigram vocabulary"):
+        translator.fit(numbers(20), training=TRAINING.replace(epochs=1))
 
 
 def test_a_saved_translator_is_a_start_for_another(fitted: Translator, tmp_path: Any) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,9 +22,11 @@ from recsys.models.ranking_network import (
     WideDeepNetwork,
     pair_products,
 )
+from recsys.ranking_baselines import ranking_baselines
 from recsys.row_batches import RowBatches
 from shared import Config, NotFittedError, TrainingConfig
 from shared.data import InputPipeline, Loading, Stages
+from shared.distribution import Portion
 from tests.contract import PipelineContract
 
 
@@ -374,6 +377,46 @@ def test_batches_are_rows_in_the_order_of_the_input_pipeline() -> None:
     assert len(list(RowBatches(arrays, Loading(batch_size=32, drop_remainder=True)).epoch())) == 1
 
 
+def test_shares_of_several_devices_are_parts_of_the_same_batches() -> None:
+    arrays = {"x": np.arange(7), "y": np.arange(7)[:, None] * 2}
+    rows = RowBatches(arrays, Loading(batch_size=3, shuffle=True, seed=3))
+    whole = [batch["x"].tolist() for batch in rows.epoch(1)]
+    shares = list(rows.shares(Portion(num_shares=2, first=0, count=2), 1))
+    assert [share.sizes for share in shares] == [(1, 2), (1, 2), (0, 1)]
+    for batch, share in zip(whole, shares, strict=True):
+        joined = [x for part, size in zip(share.parts, share.sizes, strict=True) for x in part["x"][:size].tolist()]
+        assert joined == batch
+        assert share.num_examples == len(batch)
+        assert all(len(part["x"]) for part in share.parts)
+
+
+@pytest.mark.parametrize("model", ["dlrm", "wide_deep"])
+def test_of_large_tables_only_rows_are_updated(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.ranking._ROW_WISE", 20)
+    pipeline = Ranker(config(model, crosses=("hour*ad",), cross_buckets=50))
+    task = pipeline.training_task(clicks(), _TRAINING)
+    assert len(task.row_wise) == {"dlrm": 1, "wide_deep": 3}[model]
+    pipeline.fit(clicks(), training=_TRAINING)
+    assert pipeline.evaluate(clicks(100, seed=1))["auc"] > 0.9
+
+
+# Baselines.
+
+
+def test_baselines_know_all_kinds_of_columns() -> None:
+    rng = np.random.default_rng(0)
+    train, test = (
+        clicks(count, seed=count, vector=rng.normal(size=(count, 3)).astype(np.float32)) for count in (400, 200)
+    )
+    found = ranking_baselines(train, test)
+    assert list(found) == ["logistic regression", "gradient boosting"]
+    # Hour and ad count together only: trees see that, a linear model does not.
+    assert found["gradient boosting"]["auc"] > 0.9 > 0.7 > found["logistic regression"]["auc"]
+    assert all(tuple(metrics) == ("auc", "log_loss", "accuracy") for metrics in found.values())
+    with pytest.raises(ValueError, match="for targets 0 and 1"):
+        ranking_baselines(Features(train.columns, targets=np.arange(400)), test)
+
+
 # Files.
 
 
@@ -386,9 +429,10 @@ def test_saved_model_takes_raw_columns_in_plain_tensorflow(ranker: Ranker, tmp_p
         "out = model.serve(tf.constant([3, nan, 20, 15]), tf.constant(['ad0', 'new', '', 'ad3']),\n"
         "    tf.constant([101, 5, none, 109], tf.int64), tf.constant([1.5, nan, 1e9, .1]),\n"
         "    tf.constant([['a', 'b', '', ''], ['', '', '', ''], ['z', 'a', 'b', 'c'], ['', 'c', '', '']]))\n"
+        "out = out['scores']\n"
         "named = model.signatures['serve'](hour=tf.constant([3.]), ad=tf.constant(['ad0']),\n"
         "    zip=tf.constant([101], tf.int64), price=tf.constant([1.5]), tags=tf.constant([['a', 'b']]))\n"
-        "assert abs(list(named.values())[0].numpy()[0] - out.numpy()[0]) < 1e-6\n"
+        "assert abs(named['scores'].numpy()[0] - out.numpy()[0]) < 1e-6\n"
         "print('OUT', json.dumps(out.numpy().tolist()))\n"
         "assert not {'shared', 'recsys'} & set(sys.modules)"
     )
@@ -424,3 +468,16 @@ def test_criteo_is_trained_on_scored_and_exported(tmp_path: Path) -> None:
     assert pipeline.evaluate(train)["auc"] > 0.7
     assert np.isfinite(list(pipeline.evaluate(test).values())).all()
     assert pipeline.export(tmp_path / "model").max_difference < 1e-5
+
+
+def test_small_formats_of_a_ranker_in_mixed_precision(tmp_path: Path) -> None:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        pipeline = Ranker(config("wide_deep", crosses=("ad*zip",)))
+        pipeline.fit(clicks(60), training=_TRAINING.replace(epochs=1))
+        assert pipeline._known_network.deep.compute_dtype == "bfloat16"
+        report = pipeline.export(tmp_path / "model.tflite", "litert")
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert report.max_difference < 0.02

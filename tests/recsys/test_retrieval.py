@@ -381,3 +381,26 @@ def test_two_devices_train_as_shares() -> None:
     child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=300)
     assert child.returncode == 0, child.stderr[-3000:]
     assert float(child.stdout.split("OUT")[1]) > 0.3
+
+
+def test_half_precision_learns_as_well() -> None:
+    """In a process of its own, for precision is the process's."""
+    program = (
+        "from shared import RuntimeConfig, TrainingConfig\n"
+        "from tests.recsys.test_retrieval import _SPLIT, config, movies\n"
+        "from recsys import TwoTowerRetriever\n"
+        "for precision in ('mixed_bfloat16', 'mixed_float16'):\n"
+        "    RuntimeConfig(precision=precision).apply()\n"
+        "    pipeline = TwoTowerRetriever(config(hidden_dims=(16,)))\n"
+        "    training = TrainingConfig(epochs=6, batch_size=64, learning_rate=0.02)\n"
+        "    history = pipeline.fit(_SPLIT.train, item_features=movies(), training=training)\n"
+        "    assert pipeline._towers.users.table.dtype == 'float32'\n"
+        "    assert history.losses[-1] < history.losses[0] - 0.2\n"
+        "    print('OUT', pipeline.evaluate(_SPLIT.test).first)\n"
+    )
+    root = Path(__file__).parents[2]
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=300)
+    assert child.returncode == 0, child.stderr[-3000:]
+    scores = [float(line.split()[1]) for line in child.stdout.splitlines() if line.startswith("OUT")]
+    assert len(scores) == 2
+    assert min(scores) > 0.25

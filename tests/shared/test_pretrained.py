@@ -19,6 +19,7 @@ from shared.pretrained import (
     read_safetensors,
     require_safe_config,
     resolve,
+    stored_tensors,
 )
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -168,6 +169,10 @@ def test_safetensors_in_one_file_and_in_shards(tmp_path: Path) -> None:
     tensors = read_safetensors(tmp_path)
     assert set(tensors) == {"a", "b"}
     assert tensors["b"].dtype == np.float16
+    stored = stored_tensors(tmp_path)
+    assert {name: tensor.shape for name, tensor in stored.items()} == {"a": (3,), "b": (2, 2)}
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(np.asarray(stored[name]), tensor, strict=True)
     # A file that the index does not name is no part of the model.
     save_file({"c": np.zeros(1)}, tmp_path / "other.safetensors")
     assert set(read_safetensors(tmp_path)) == {"a", "b"}

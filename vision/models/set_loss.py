@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from shared.distribution import mean_over_batch
 from vision.models.assignment import cheapest_assignment
 from vision.models.detection_loss import giou_loss
 from vision.models.suppression import pairwise_iou
@@ -71,9 +72,8 @@ def set_loss(answers: SetAnswers, boxes: tf.Tensor, classes: tf.Tensor, crowd: t
         "overlap": _OVERLAP_WEIGHT * tf.reduce_sum(giou_loss(as_edges(found), as_edges(truth)) * matched),
         "bins": _BIN_WEIGHT * _bin_loss(answers, places[:, 2:], truth[:, 2:], overlaps[:, 2:]),
     }
-    total = tf.maximum(tf.reduce_sum(tf.cast(present, tf.float32)), 1.0)
     distillation = _DISTILLATION_WEIGHT * _distillation(answers, is_matched[:, 2:], overlaps[:, 2:])
-    return tf.add_n(list(losses.values())) / total + distillation
+    return mean_over_batch(tf.add_n(list(losses.values())), tf.reduce_sum(tf.cast(present, tf.float32))) + distillation
 
 
 def matched_queries(
