@@ -2,7 +2,7 @@
 
     python scripts/image_segmentation.py check --data streets/train --pictures sheet
     python scripts/image_segmentation.py train --train streets/train --validation streets/val \
-        --preset efficientnet_lite0 --labels from_data --freeze-norms true --output streets-model
+        --preset efficientnet_lite0 --labels from_data --freeze-norms --output streets-model
     python scripts/image_segmentation.py predict --model streets-model --pictures drawn crossing.jpg
 
 A data path is a folder of images with its folder of masks beside it (`masks` beside `images`, `trainannot` beside

@@ -2,7 +2,7 @@
 
     python scripts/object_detection.py check --data cells --pictures sheet
     python scripts/object_detection.py train --train cells#train --validation cells#val \
-        --preset efficientnet_lite0 --labels from_data --freeze-norms true --output cells-model
+        --preset efficientnet_lite0 --labels from_data --freeze-norms --output cells-model
     python scripts/object_detection.py predict --model cells-model --pictures drawn blood.jpg film.mp4 folder
 
 A data path is a COCO JSON file, a Pascal VOC directory, or the YAML file or directory of a YOLO set; PATH#SPLIT names
