@@ -310,6 +310,10 @@ class TranslationTokenizer:
             raise ValueError(f"The model does not know the language {language!r}: {named}.")
         return known[code]
 
+    def without_language(self, text: str) -> str:
+        """What of a source text is cut into pieces: all but a language's code, known to the model, at its beginning."""
+        return text if self.sides is None else self._without_code(text, [])[1]
+
     @property
     def _both(self) -> tuple[PieceVocabulary, PieceVocabulary]:
         assert self.sides is not None

@@ -296,7 +296,8 @@ class Translator(Pipeline):
     def _encode_with_texts(self, source: Any, target: Any) -> Arrays:
         """As `_encode`, with the texts, which `_resampling` cuts anew in each epoch."""
         text, reference = text_pair(source, target)
-        texts = {"source": _as_array(self.config.prefix + text), "reference": _as_array(reference)}
+        spelled = self._seq2seq.require_tokenizer().without_language(self.config.prefix + text)
+        texts = {"source": _as_array(spelled), "reference": _as_array(reference)}
         return self._encode(source, target) | texts
 
     def _resampling(self) -> Callable[[Arrays, np.random.Generator], Arrays]:

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import queue
+import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -450,11 +451,16 @@ class _BoundedCache:
     def put(self, index: int, arrays: Arrays) -> None:
         if self._used >= self._capacity:
             return
-        size = sum(array.nbytes for array in arrays.values())
+        size = sum(map(_num_bytes, arrays.values()))
         with self._lock:
             if self._used + size <= self._capacity and index not in self._entries:
                 self._entries[index] = arrays
                 self._used += size
+
+
+def _num_bytes(array: np.ndarray) -> int:
+    """What an array takes in memory, with the texts or other objects that it refers to."""
+    return array.nbytes + (sum(map(sys.getsizeof, array.flat)) if array.dtype.hasobject else 0)
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -171,6 +171,7 @@ class ObjectDetector(Pipeline):
                 f"{' and '.join(given)} would have no effect: the preset {str(ref)!r} brings its own network. Leave it "
                 "out, or build an ObjectDetector from a config."
             )
+        from vision.models.d_fine import DFinePreset
         from vision.models.detector import load_detector_preset
 
         preset = load_detector_preset(ref, seed=config_fields.get("seed", 0))
@@ -187,6 +188,11 @@ class ObjectDetector(Pipeline):
             raise ValueError(
                 f"{' and '.join(ignored)} would have no effect: {str(ref)!r} brings its own network, for images of one "
                 "size. Leave it out."
+            )
+        if config_fields.get("box_voting") and isinstance(preset, DFinePreset):
+            raise ValueError(
+                f"`box_voting` would have no effect: {str(ref)!r} finds each object once, so that no boxes are merged. "
+                "Leave it out."
             )
         if labels != FROM_DATA:
             config_fields["labels"] = tuple(labels or own or ())

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
+from nlp.seq2seq_model import Seq2SeqModel
+from nlp.subwords import TranslationTokenizer
 from nlp.translation import Translation, Translator, TranslatorConfig
 from shared import Examples, NotFittedError, TrainingConfig
 from tests.contract import PipelineContract
@@ -184,6 +187,23 @@ def test_training_cuts_words_anew_in_each_epoch_and_equally_in_each_run(fitted: 
     assert varied == again
     assert sorted(plain[0]) == sorted(plain[1])
     assert sorted(varied[0]) != sorted(varied[1]) != sorted(plain[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"prefix": ">>deu<< "}, {"language": "deu"}])
+def test_sources_with_a_language_are_cut_anew(options: dict[str, Any]) -> None:
+    data = numbers(20)
+    translator = Translator(TranslatorConfig(**TINY, subword_sampling=1.0, **options))
+    tokenizer = TranslationTokenizer.train(
+        zip(data.inputs, data.targets, strict=True), vocab_size=340, languages=["deu"]
+    )
+    translator._seq2seq = Seq2SeqModel(tokenizer)
+    text = "one two three" if options else ">>deu<< one two three"
+    translator._seq2seq.ensure([], translator.config)
+    example, rng = translator._encode_with_texts(text, "eins zwei drei"), np.random.default_rng(0)
+    drawn = [translator._resampling()(example, rng)["source_ids"].tolist() for _ in range(10)]
+    assert len(set(map(tuple, drawn))) > 2
+    assert {row[0] for row in drawn} == {tokenizer.language_id("deu")}
+    assert len(set(tokenizer.decode(drawn))) == 1
 
 
 def test_vocabularies_without_probabilities_have_no_random_pieces() -> None:

@@ -315,6 +315,20 @@ def test_the_cache_keeps_to_its_bound(room, kept):
     assert len(seen) == COUNT - kept
 
 
+def test_the_cache_counts_the_texts_that_its_arrays_refer_to():
+    seen: list[int] = []
+
+    def spelled(value: Any, target: Any) -> Arrays:
+        seen.append(value)
+        return {"x": np.array(str(value).ljust(10_000), object)}
+
+    pipeline = InputPipeline(numbers(), Stages(encode=spelled), Loading(cache_bytes=50_000))
+    first = values(pipeline.epoch(0))
+    seen.clear()
+    assert values(pipeline.epoch(1)) == first
+    assert len(seen) == COUNT - 4
+
+
 # Background work.
 
 

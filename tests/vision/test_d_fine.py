@@ -133,6 +133,8 @@ def test_what_cannot_work_is_refused(hub, tmp_path):
         ObjectDetector.from_preset(directory, labels=["a"], image_height=32, image_width=32)
     with pytest.raises(ValueError, match="`multi_scale` would have no effect"):
         ObjectDetector.from_preset(directory, labels=["a"], multi_scale=0.2)
+    with pytest.raises(ValueError, match="`box_voting` would have no effect"):
+        ObjectDetector.from_preset(directory, labels=["a"], box_voting=0.7)
     copy = tmp_path / "copy"
     shutil.copytree(directory, copy)
     config = json.loads((copy / "config.json").read_text())

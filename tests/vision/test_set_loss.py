@@ -100,6 +100,19 @@ def test_objects_are_matched_within_their_own_image():
     assert (queries.numpy() == queries.numpy()[:, :1]).all()
 
 
+@pytest.mark.parametrize("part", ["logits", "boxes"])
+def test_the_loss_of_a_network_that_has_diverged_is_nan(part):
+    boxes, logits = _QUERIES.copy(), np.zeros((2, 3, 2))
+    {"logits": logits, "boxes": boxes}[part][:] = np.nan
+    assert np.isnan(_loss(boxes, logits))
+    # One broken query leaves the others to the objects.
+    boxes[:, 1:], logits[:, 1:] = _QUERIES[:, 1:], 0
+    answers = _answers(boxes, logits)
+    kinds = tf.one_hot(_KINDS, 2)
+    queries = matched_queries(answers.logits, answers.boxes, tf.constant(_TRUTH), kinds, tf.constant(_KINDS >= 0))
+    assert sorted(queries.numpy()[0, 0].tolist()) == [1, 2]
+
+
 def _loss(queries, logits, corners=None, crowd=None) -> float:
     crowd = np.zeros_like(_KINDS, bool) if crowd is None else crowd
     value = set_loss(_answers(queries, logits, corners), tf.constant(_TRUTH), tf.constant(_KINDS), tf.constant(crowd))

@@ -19,6 +19,7 @@ from vision.models.suppression import pairwise_iou
 # Weights of the class, of the distance and of the overlap in the costs of matching, and balance of the class's, as in
 # RT-DETR (Zhao et al. 2023, arXiv:2304.08069) and D-FINE.
 _CLASS_COST, _DISTANCE_COST, _OVERLAP_COST, _COST_ALPHA = 2.0, 5.0, 2.0, 0.25
+_HIGHEST_COST = 1e6
 # Weights of the losses, temperature of the distillation: Peng et al. 2024 (D-FINE, arXiv:2410.13842).
 _CLASS_WEIGHT, _DISTANCE_WEIGHT, _OVERLAP_WEIGHT = 1.0, 5.0, 2.0
 _BIN_WEIGHT, _DISTILLATION_WEIGHT, _TEMPERATURE = 0.15, 1.5, 5.0
@@ -97,6 +98,8 @@ def matched_queries(
     truth = tf.broadcast_to(boxes[:, None], tf.concat([tf.shape(found)[:2], tf.shape(boxes)[1:]], axis=0))
     first, second = as_edges(truth)[:, :, :, None], as_edges(found)[:, :, None]
     costs = _CLASS_COST * class_cost + _DISTANCE_COST * distance + _OVERLAP_COST * giou_loss(first, second)
+    # Where the network has diverged, costs are NaN, over which no assignment would end. The loss stays NaN and tells.
+    costs = tf.where(costs < _HIGHEST_COST, costs, _HIGHEST_COST)
     shape = tf.shape(costs)
     everyone = tf.repeat(present, shape[1], axis=0)  # the sets of an image lie side by side
     queries = cheapest_assignment(tf.reshape(costs, (-1, shape[2], shape[3])), everyone)
