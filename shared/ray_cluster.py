@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -79,6 +79,7 @@ def cluster(num_workers: int) -> Iterator[Any]:
     environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "log_to_driver": False}
     if address is None:
+        # Whoever reaches a cluster of Ray can run code on it: from 2.60 on a new one asks for a token, which Ray makes.
         options |= {"include_dashboard": False, "num_cpus": max(num_workers, os.cpu_count() or 1)}
     ray.init(address=address, logging_level=logging.ERROR, **options)
     try:
@@ -107,10 +108,32 @@ def _imported_ray() -> Any:
 
 
 def resources(ray: Any, num_workers: int) -> dict[str, float]:
-    """What a worker asks for: a GPU where there is one for each, and its share of the cores of this cluster."""
-    there = ray.cluster_resources()
-    asked = {"CPU": float(max(1, int(there.get("CPU", 1)) // num_workers))}
-    return asked | ({"GPU": 1.0} if there.get("GPU", 0) >= num_workers else {})
+    """What each worker asks for: the most cores that all can have at once, a GPU where there is one for each.
+
+    Raises:
+        ValueError: where the cluster has no core for each worker.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node.get("Alive", True)]
+    cores = largest_share([int(node.get("CPU", 0)) for node in nodes], num_workers)
+    if cores < 1:
+        has = ", ".join(f"{node.get('CPU', 0):g}" for node in nodes)
+        raise ValueError(
+            f"The cluster has no core for each of {num_workers} workers: its machines have {has}. Ask for fewer with "
+            "--workers."
+        )
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes) >= num_workers
+    return {"CPU": float(cores)} | ({"GPU": 1.0} if gpus else {})
+
+
+def largest_share(cores: Sequence[int], num_workers: int) -> int:
+    """The most cores that so many workers can each have on machines with `cores`; 0 where they do not find a place.
+
+    Example:
+        >>> largest_share([8, 8], 3)
+        4
+    """
+    shares = range(max(cores, default=0), 0, -1)
+    return next((share for share in shares if sum(own // share for own in cores) >= num_workers), 0)
 
 
 def train(job: Job, output: Path, *, num_workers: int) -> tuple[int, str]:
@@ -147,7 +170,8 @@ def train(job: Job, output: Path, *, num_workers: int) -> tuple[int, str]:
             with _shown(told / _SHOWN):
                 trainer.fit()
         except TrainingFailedError as error:
-            raise RuntimeError(f"Workers failed {MAX_RESTARTS + 1} times; the last time: {error}") from error
+            if not (told / _OUTCOME).exists():
+                raise RuntimeError(f"Workers failed {MAX_RESTARTS + 1} times; the last time: {error}") from error
     code, message = json.loads((told / _OUTCOME).read_text(encoding="utf-8"))
     shutil.rmtree(told)
     return int(code), str(message)
@@ -169,9 +193,12 @@ def _in_worker(config: dict[str, Any]) -> None:
         code = int(module.main(module.COMMAND, list(job.arguments)))
     lines = errors.end.strip().splitlines()
     message = lines[-1].removeprefix("error: ") if code and lines else ""
-    if code not in (0, 2):
+    if code == 2:
+        # The first to refuse tells why; where it is not the first worker, the others must not wait for it.
+        write_whole(told / _OUTCOME, json.dumps([code, message]))
+    if code and not (is_first and code == 2):
         raise RuntimeError(f"exit code {code}: {message}")
-    if is_first:
+    if is_first and not code:
         write_whole(told / _OUTCOME, json.dumps([code, message]))
 
 

@@ -183,8 +183,13 @@ def _write_lines(path: Path, values: Iterable[Any]) -> None:
 
 def _model_digest(job: Job) -> str:
     """What tells one saved pipeline from another under the same name: its manifest has the checksums of its files."""
-    arguments = list(job.arguments)
-    if "--model" not in arguments:
-        return ""
-    manifest = Path(arguments[arguments.index("--model") + 1]) / MANIFEST
-    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
+    named = [value for flag in ("--model", "--preset") for value in _values(job.arguments, flag)]
+    manifests = [Path(job.directory, name, MANIFEST) for name in named]
+    digests = [hashlib.sha256(manifest.read_bytes()).hexdigest() for manifest in manifests if manifest.is_file()]
+    return " ".join(digests)
+
+
+def _values(arguments: Sequence[str], flag: str) -> list[str]:
+    """What follows a flag, as `--flag value` or `--flag=value`."""
+    apart = [value for name, value in itertools.pairwise(arguments) if name == flag]
+    return apart + [text.partition("=")[2] for text in arguments if text.startswith(f"{flag}=")]

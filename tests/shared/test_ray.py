@@ -5,7 +5,7 @@ from argparse import Namespace
 
 import pytest
 
-from shared.ray_cluster import Job
+from shared.ray_cluster import Job, largest_share
 from shared.ray_prediction import Parts
 from shared.ray_search import Dimension, Trial, _worth, as_texts
 from shared.ray_verbs import num_workers, ray_job
@@ -82,6 +82,14 @@ def test_a_job_needs_a_script(tmp_path):
         Job(str(tmp_path / "absent.py"), ()).module()
 
 
+@pytest.mark.parametrize(
+    ("cores", "workers", "share"),
+    [([2], 2, 1), ([2], 1, 2), ([8, 8], 3, 4), ([8, 8], 1, 8), ([16, 4], 5, 4), ([1], 2, 0), ([], 1, 0)],
+)
+def test_workers_ask_for_cores_that_all_can_have(cores, workers, share):
+    assert largest_share(cores, workers) == share
+
+
 # Parts of inputs and answers.
 
 
@@ -123,6 +131,18 @@ def test_parts_of_other_inputs_or_commands_are_refused(tmp_path):
         Parts(tmp_path / "parts").spool(JOB, ["a", "x", "c"], 2)
     with pytest.raises(ValueError, match="parts of another run"):
         Parts(tmp_path / "parts").spool(Job(JOB.script, ("predict", "--top-k", "1")), ["a"], 2)
+
+
+@pytest.mark.parametrize("flags", [("--model", "m"), ("--model=m",)])
+def test_parts_answered_by_other_weights_are_refused(tmp_path, flags):
+    (tmp_path / "m").mkdir()
+    job = Job(JOB.script, ("predict", *flags, "@many.txt"), str(tmp_path))
+    (tmp_path / "m" / "pipeline.json").write_text("first")
+    Parts(tmp_path / "parts").spool(job, ["a"], 2)
+    Parts(tmp_path / "parts").spool(job, ["a"], 2)
+    (tmp_path / "m" / "pipeline.json").write_text("second")
+    with pytest.raises(ValueError, match="parts of another run"):
+        Parts(tmp_path / "parts").spool(job, ["a"], 2)
 
 
 def test_inputs_that_are_no_texts_are_refused(tmp_path):
