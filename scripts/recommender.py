@@ -114,10 +114,11 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
         shutil.rmtree(checkpoint, ignore_errors=True)
         print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
         if holdout is not None and options.baselines:
-            _print_baselines(whole, holdout, config.min_rating)
+            _print_baselines(whole, holdout, config.min_rating, learn_more=learned is not whole.train)
 
 
-def _print_baselines(split: Any, holdout: Any, min_rating: float) -> None:
+def _print_baselines(split: Any, holdout: Any, min_rating: float, *, learn_more: bool) -> None:
+    """The scores of simple models; `learn_more`: from what chose the model's epoch, too, and they are shown as such."""
     from recsys.baselines import simple_baselines
 
     try:
@@ -125,6 +126,8 @@ def _print_baselines(split: Any, holdout: Any, min_rating: float) -> None:
     except ValueError as error:  # the model is trained and saved: what fails beside it is no failure
         print(f"baselines   not measured: {error}")
         return
+    if learn_more:
+        print("baselines (they learn the validation items, too):")
     for name, metrics in baselines.items():
         print(f"{name:40s} {metrics}")
 

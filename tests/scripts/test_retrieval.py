@@ -60,7 +60,14 @@ def test_train_with_features_and_ask_for_newcomers(
     assert code == 0, err
     lines = out.splitlines()
     assert lines[0].startswith("held out: leave_one_out, 60 users")
-    assert [line.split()[0] for line in lines[1:]] == ["retrieval", "saved", "popularity", "item_knn", "ease"]
+    assert [line.split()[0] for line in lines[1:]] == [
+        "retrieval",
+        "saved",
+        "baselines",
+        "popularity",
+        "item_knn",
+        "ease",
+    ]
     ndcg = [float(line.split("ndcg@10")[1].split()[0]) for line in lines[1:] if "ndcg@10" in line]
     assert ndcg[0] > 1.5 * ndcg[1]  # popularity
     code, out, err = call(

@@ -51,7 +51,7 @@ def test_train_with_a_holdout_chooses_the_epoch_on_items_before_it(
     assert code == 0, err
     lines = out.splitlines()
     assert lines[0].startswith("held out: leave_one_out, 45 users")
-    assert [line.split()[0] for line in lines[1:]] == ["sasrec", "saved", "popularity", "item_knn", "ease"]
+    assert [line.split()[0] for line in lines[1:]] == ["sasrec", "saved", "baselines", "popularity", "item_knn", "ease"]
     ndcg = [float(line.split("ndcg@10")[1].split()[0]) for line in lines[1:] if "ndcg@10" in line]
     assert ndcg[0] > 0.8
     assert ndcg[0] > ndcg[1]  # popularity
