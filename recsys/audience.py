@@ -81,10 +81,13 @@ class Audience:
             assert isinstance(self.represented, np.ndarray)
             represented = np.zeros((len(users), self.represented.shape[1]), np.float32)
             represented[: len(self.represented)] = self.represented
-            touched = touched[touched >= scorer.num_fixed]
+            fixed = np.append(scorer.fixed, np.zeros(len(users) - len(scorer.fixed), bool))
+            chose = np.diff(matrix.indptr) > 0
+            # What nobody is known to have liked says nothing, but to those who had no vector at all.
+            told = chose[touched] | (touched >= len(self.users))
+            touched = touched[told & ~fixed[touched]]
             if len(touched):
                 represented[touched] = scorer.represent(matrix[touched])
-            chose = np.diff(matrix.indptr) > 0
             if self.by_features is None:
                 return Audience(users, histories, represented, chose)
             by_features = np.append(self.by_features, np.zeros(len(users) - len(self.users), bool)) & ~chose

@@ -26,6 +26,8 @@ from shared.pipeline import Metrics
 _WEIGHTS = "model.safetensors"
 _HISTORY = ("data", "indices", "indptr")
 _SEQUENCES = ("offsets", "items")
+# Items whose vectors tell whether an index is of a model.
+_COMPARED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,12 +102,21 @@ class Fitted:
         """The same with the items of an index that `item_index` made, and those that were added to it.
 
         Raises:
-            ValueError: for an index of another model.
+            ValueError: for an index of another model, or of this one before it was trained again.
         """
         scorer = self.scorer
-        fits = isinstance(scorer, FactorScorer) and index.dim == scorer.items.shape[1] and len(index) >= len(self.items)
-        if not fits or not np.array_equal(index.items.entries[: len(self.items)], self.items.entries):
-            raise ValueError("The index is not of this model. Make one with `item_index()`.")
+        if not isinstance(scorer, FactorScorer):
+            raise ValueError("Only factor models are searched by an index: ials, bpr and biased_mf. Leave out `index`.")
+        fits = index.dim == scorer.items.shape[1] and len(index) >= len(self.items)
+        fits = fits and np.array_equal(index.items.entries[: len(self.items)], self.items.entries)
+        if fits:  # another training on the same items shows in a few vectors
+            places = np.linspace(0, len(self.items) - 1, min(_COMPARED, len(self.items))).astype(np.int64)
+            vectors = index.vectors(self.items.ids(places))
+            fits = np.array_equal(vectors, scorer.items[places].astype(np.float32))
+        if not fits:
+            raise ValueError(
+                "The index is not of this model as it is now, trained on these items. Make one with `item_index()`."
+            )
         return replace(self, items=index.items)
 
     def pair_scores(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:

@@ -206,9 +206,9 @@ class TwoTowerRetriever(Pipeline):
     def fold_in(self, interactions: Any) -> None:
         """Take in interactions that came after training, of new users or known ones; the model stays as it is.
 
-        New users get the vectors that their histories make likeliest (`recsys.models.two_tower.softmax_users`); users
-        of the training set keep theirs, and their new items count as seen. `save` keeps them. Items that are not in the
-        catalogue are left out.
+        New users, and those of the training set who liked nothing there, get the vectors that their histories make
+        likeliest (`recsys.models.two_tower.softmax_users`); all others of the training set keep theirs, and their new
+        items count as seen. `save` keeps them. Items that are not in the catalogue are left out.
         """
         fitted = self._parts("fold_in")
         self._set(fitted.joined_by(as_interactions(interactions, name="interactions")))
@@ -307,7 +307,7 @@ class TwoTowerRetriever(Pipeline):
 
         assert scorer.mean is not None
         assert scorer.factor is not None
-        parts = scorer.mean, scorer.factor, scorer.num_fixed
+        parts = scorer.mean, scorer.factor, scorer.fixed
         return TowerScorer.with_prior(scorer.users, items, *parts, self.config.temperature, self.config.normalize)
 
     # Training.

@@ -20,8 +20,8 @@ from recsys.answering import pair_answers, plain, recommendations, similar_answe
 from recsys.answers import Id, Recommendations, Scores, SimilarItems
 from recsys.audience import Audience, Signals
 from recsys.fitted import Fitted, fingerprint_of
-from recsys.ids import IdIndex, numbered
-from recsys.interactions import Interactions, as_interactions, pair_matrix
+from recsys.ids import IdIndex
+from recsys.interactions import Interactions, as_interactions
 from recsys.metrics import rmse
 from recsys.models.network import recommender_network
 from recsys.models.rating_layers import RatingLayers, RatingNetwork, RatingScorer
@@ -32,6 +32,7 @@ from recsys.models.two_tower import TowerScorer
 from recsys.recipes import popularity_of
 from recsys.rounds import run_epochs
 from recsys.tfrs_config import TFRSRankerConfig, TFRSRetrieverConfig
+from recsys.tower_training import numbered_histories
 from shared.config import Config
 from shared.data import Loading
 from shared.export import ExportReport
@@ -56,16 +57,11 @@ class _Numbered:
     signals: Signals
 
     @classmethod
-    def of(cls, data: Interactions, min_rating: float) -> _Numbered:
-        (user_ids, rows), (item_ids, columns) = numbered(data.users), numbered(data.items)
-        users, items = IdIndex(user_ids, "user"), IdIndex(item_ids, "item")
-        shape = (len(users), len(items))
-        histories = pair_matrix(rows, columns, shape, values=data.ratings, timestamps=data.timestamps)
+    def of(cls, data: Interactions, min_rating: float, *, all_items: bool) -> _Numbered:
+        """The numbers of `data`; items that nobody liked are left out, unless `all_items` are learned."""
         signals = Signals(False, min_rating, False, data.ratings is not None)
-        matrix = signals(histories)
-        if not matrix.nnz:
-            raise ValueError(f"No interaction has a rating of at least {min_rating:g}. Lower `min_rating`.")
-        return cls(users, items, histories, matrix, signals)
+        users, items, histories = numbered_histories(data, signals, all_items=all_items)
+        return cls(users, items, histories, signals(histories), signals)
 
     def pairs(self, matrix: sp.csr_matrix) -> Arrays:
         """The entries of a matrix as columns of user and item numbers."""
@@ -98,7 +94,7 @@ class _TFRSPipeline(Pipeline):
 
     @property
     def items(self) -> tuple[Id, ...]:
-        """The catalogue: the items of the training set, sorted."""
+        """The catalogue: the items of the training set that were learned from, sorted."""
         return tuple(self._parts("items").items.entries.tolist())
 
     def recommend(
@@ -184,13 +180,16 @@ class _TFRSPipeline(Pipeline):
     # Training.
 
     def _fit(self, train: Any, validation: Any, options: FitOptions) -> History:
+        if options.profile is not None:
+            raise ValueError("`profile` is for pipelines that train by this project's own loop. Leave it out here.")
         held = None if validation is None else as_interactions(validation, name="validation")
         rows = as_interactions(train, name="train")
         if self._predicts_ratings and rows.ratings is None:
             raise ValueError(
                 "This model learns from ratings, and `train` has none. Give them, or set `rating_weight` to 0."
             )
-        data = _Numbered.of(rows, getattr(self.config, "min_rating", -np.inf))
+        min_rating = getattr(self.config, "min_rating", -np.inf)
+        data = _Numbered.of(rows, min_rating, all_items=self._predicts_ratings)
         fingerprint = fingerprint_of(data.users, data.items, data.histories)
         self.provenance["data"] = {"fingerprint": fingerprint, "num_examples": len(rows)}
         trainer, fitted = self._trainer(data, options.training)
@@ -300,11 +299,18 @@ class TFRSRetriever(_TFRSPipeline):
 
         Pairs with an unknown user or item are left out. The figures are lower than those of `evaluate`, which leaves
         out what was seen.
+
+        Raises:
+            ValueError: where the catalogue has fewer items than any of `ks`.
         """
         fitted, held = self._parts("factorized_top_k"), as_interactions(data)
         users, items = fitted.audience.users.numbers(held.users), fitted.items.numbers(held.items)
         known = fitted.usable(users) & (items >= 0)
-        ks = tuple(k for k in ks if k <= len(fitted.items))
+        given, ks = ks, tuple(k for k in ks if 1 <= k <= len(fitted.items))
+        if not ks:
+            raise ValueError(
+                f"`ks` must have a number from 1 to {len(fitted.items)}, the items there are; received {list(given)}."
+            )
         vectors = np.asarray(fitted.audience.represented)[users[known]]
         return factorized_top_k(vectors, self._tower_scorer.items, items[known], ks)
 
@@ -419,7 +425,7 @@ class TFRSRanker(_TFRSPipeline):
     def _ratings(self, fitted: Fitted, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         scorer = fitted.scorer
         assert isinstance(scorer, RatingScorer)
-        return _ratings(fitted, users, items, scorer.layers, scorer.users, scorer.items)
+        return _ratings(fitted, users, items, scorer.layers, np.asarray(fitted.audience.represented), scorer.items)
 
     def _keras_model(self, fitted: Fitted) -> keras.Model:
         assert isinstance(fitted.scorer, RatingScorer)

@@ -60,7 +60,7 @@ class TowerRun:
             TypeError: for features by ids of another kind.
         """
         signals = Signals(False, config.min_rating, False, data.ratings is not None)
-        users, items, histories = _numbered_histories(data, signals)
+        users, items, histories = numbered_histories(data, signals)
         encoders: dict[str, FeatureEncoder] = {}
         described, sides = {}, {}
         for side, index in zip(SIDES, (users, items), strict=True):
@@ -178,18 +178,28 @@ def tower_network(
             normalize=config.normalize,
         )
         network(network.smallest_batch())
+        if not config.id_dropout:
+            for tower in (network.users, network.items):
+                tower.silence_unknown_ids()
     return network
 
 
-def _numbered_histories(data: Interactions, signals: Signals) -> tuple[IdIndex, IdIndex, sp.csr_matrix]:
-    """Users, items that somebody liked, and who interacted with which of these (U, I)."""
+def numbered_histories(
+    data: Interactions, signals: Signals, *, all_items: bool = False
+) -> tuple[IdIndex, IdIndex, sp.csr_matrix]:
+    """Users, items that somebody liked, or all of them, and who interacted with which of these (U, I).
+
+    Raises:
+        ValueError: where nobody liked anything.
+    """
     (user_ids, rows), (item_ids, columns) = numbered(data.users), numbered(data.items)
     if data.ratings is not None:
         liked = np.bincount(columns[data.ratings >= signals.min_rating], minlength=len(item_ids)) > 0
         if not liked.any():
             raise ValueError(f"No interaction has a rating of at least {signals.min_rating:g}. Lower `min_rating`.")
-        columns = np.where(liked, np.cumsum(liked) - 1, -1)[columns]
-        item_ids = item_ids[liked]
+        if not all_items:
+            columns = np.where(liked, np.cumsum(liked) - 1, -1)[columns]
+            item_ids = item_ids[liked]
     users, items = IdIndex(user_ids, "user"), IdIndex(item_ids, "item")
     shape = (len(users), len(items))
     return users, items, pair_matrix(rows, columns, shape, values=data.ratings, timestamps=data.timestamps)

@@ -105,7 +105,6 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
     if not workers.is_first:
         return  # the first of several workers scores, saves and tells
     with workers.acting_alone():
-        print_profile(options.profile, output)
         if holdout is not None:
             metrics = pipeline.evaluate(split.test, seen=split.seen)
             print(f"held out: {holdout}, {metrics.details['users']} users, {metrics.details['protocol']}")
@@ -113,6 +112,7 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
         pipeline.save(output)
         shutil.rmtree(checkpoint, ignore_errors=True)
         print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
+        print_profile(options.profile, output)
         if holdout is not None and options.baselines:
             _print_baselines(whole, holdout, config.min_rating, learn_more=learned is not whole.train)
 

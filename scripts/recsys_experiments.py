@@ -271,7 +271,7 @@ def adult_ranking() -> dict[str, Any]:
         "data": f"adult: {len(train):,} training and {len(test):,} test rows; a tenth of the training rows, drawn "
         "with seed 0, chooses the epoch, and is not learned from; baselines are fitted on all of them",
         "settings": f"{settings(ADULT_CONFIG, ADULT_TRAINING)}; chosen by hand by auc on the validation rows, test "
-        "in view",
+        "scores in view",
         "metric": "test auc and log loss",
         "target": "auc at least 0.915 of each network, means of 3 seeds",
         "runs": runs,

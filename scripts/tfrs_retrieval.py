@@ -25,7 +25,7 @@ COMMAND = RecommenderCommand(
     config="recsys.tfrs_config:TFRSRetrieverConfig",
     common=(
         *("dim", "hidden_dims", "update_rule", "temperature", "log_q", "hard_negatives", "rating_weight", "min_rating"),
-        *("epochs", "batch_size", "learning_rate", "clip_norm", "patience"),
+        *("epochs", "batch_size", "learning_rate", "patience"),
     ),
     holds_out_validation=True,
 )

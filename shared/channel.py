@@ -30,6 +30,8 @@ _HEADER = struct.Struct(">cQ")
 _HELLO, _BEAT, _VALUE, _FAILURE, _BYE = b"H", b"B", b"V", b"F", b"Q"
 # More than any state; a length above it is noise, not a message.
 _LONGEST = 1 << 40
+# Bytes that are sent at a time: a timeout is for one slice, so that a large message may take as long as it takes.
+_SLICE = 1 << 20
 
 
 class WorkerLostError(RuntimeError):
@@ -96,13 +98,10 @@ class Channel:
         self._start()
 
     def _start(self) -> None:
-        threads = [threading.Thread(target=self._beat, name="worker-beats", daemon=True)]
-        threads += [
-            threading.Thread(target=self._listen, args=(index, link), name=f"worker-{index}", daemon=True)
-            for index, link in self._links.items()
-        ]
-        for thread in threads:
-            thread.start()
+        for index, link in self._links.items():
+            # Beats on a thread for each: one that is busy with a large message must not silence the others.
+            threading.Thread(target=self._beat, args=(index,), name="worker-beats", daemon=True).start()
+            threading.Thread(target=self._listen, args=(index, link), name=f"worker-{index}", daemon=True).start()
 
     # What all workers call together.
 
@@ -194,10 +193,9 @@ class Channel:
 
     # Threads.
 
-    def _beat(self) -> None:
+    def _beat(self, index: int) -> None:
         while self._failure is None:
-            for index in self._links:
-                self._send(index, _BEAT, b"")
+            self._send(index, _BEAT, b"")
             time.sleep(SECONDS_BETWEEN_BEATS)
 
     def _listen(self, index: int, link: _Link) -> None:
@@ -243,8 +241,20 @@ class _Link:
         self.values: queue.Queue[bytes] = queue.Queue()
 
     def send(self, kind: bytes, payload: bytes) -> None:
+        """Send a message; where that fails the connection ends, for nothing can follow half a message.
+
+        Raises:
+            TimeoutError: where the other end takes nothing for the time that `receive` was given.
+            OSError: where the connection is closed.
+        """
         with self._lock:
-            self._connection.sendall(_HEADER.pack(kind, len(payload)) + payload)
+            try:
+                rest = memoryview(_HEADER.pack(kind, len(payload)) + payload)
+                while rest:
+                    rest = rest[self._connection.send(rest[:_SLICE]) :]
+            except OSError:
+                self._hang_up()
+                raise
 
     def greeting(self, token: str) -> int | None:
         """The number of a worker that says who it is and knows `token`; None for any other caller."""
@@ -271,7 +281,7 @@ class _Link:
     def _bytes(self, count: int) -> bytes:
         parts: list[bytes] = []
         while count > 0:
-            part = self._connection.recv(min(count, 1 << 20))
+            part = self._connection.recv(min(count, _SLICE))
             if not part:
                 raise ConnectionError("closed")
             parts.append(part)
@@ -279,9 +289,12 @@ class _Link:
         return b"".join(parts)
 
     def close(self) -> None:
+        self._hang_up()
+        self._connection.close()
+
+    def _hang_up(self) -> None:
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)  # wakes whoever listens at it
-        self._connection.close()
 
 
 def _packed(number: int, value: Any, arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -306,9 +319,9 @@ def _unpacked(payload: bytes) -> tuple[int, Any, dict[str, np.ndarray]]:
     return number, value, arrays
 
 
-def listening_socket() -> tuple[socket.socket, int]:
-    """A socket for worker 0, open to all interfaces, and its port."""
-    listener = socket.create_server(("", 0))
+def listening_socket(host: str = "") -> tuple[socket.socket, int]:
+    """A socket for worker 0, and its port: open to this machine only where `host` is this machine's name for itself."""
+    listener = socket.create_server(("127.0.0.1" if host in ("localhost", "127.0.0.1") else "", 0))
     return listener, int(listener.getsockname()[1])
 
 

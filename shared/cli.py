@@ -193,12 +193,12 @@ def _train(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCo
     if not workers.is_first:
         return  # the first of several workers scores, saves and tells
     with workers.acting_alone():
-        print_profile(options.profile, output)
         if validation is not None:
             print(f"validation  {pipeline.evaluate(validation, max_bad_share=share)}")
         pipeline.save(output)
         shutil.rmtree(checkpoint, ignore_errors=True)
         print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
+        print_profile(options.profile, output)
         if validation is not None and command.baseline is not None:
             print(f"baseline    {_baseline(command, train, validation, pipeline.config)}")
 

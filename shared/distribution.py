@@ -168,6 +168,8 @@ class Workers:
         self.is_acting_alone = cluster is None
         self._hint: Callable[[], str] = lambda: "Start all workers again."
         self._watchdog: threading.Timer | None = None
+        # Whether what all did together last ended with an error, which is then known to the program.
+        self._has_stopped = False
 
     @property
     def count(self) -> int:
@@ -242,6 +244,7 @@ class Workers:
             return
         self._hint, before = hint or self._hint, self._hint
         self._depth += 1
+        self._has_stopped = False
         try:
             self._channel.watching = True
             self._channel.check(all_there=True)
@@ -264,6 +267,7 @@ class Workers:
 
         from shared.pipeline import TrainingInterrupted
 
+        self._has_stopped = True
         if isinstance(error, TrainingInterrupted):  # all have agreed on that
             return
         if isinstance(error, tf.errors.OpError):
@@ -287,7 +291,15 @@ class Workers:
         self._watchdog.start()
         _abort_collectives(failure)
 
+    def _leave(self, channel: Channel) -> None:
+        """At the end of the process: wait for the others; where one is lost before the first is done, end so."""
+        channel.leave()
+        if channel.failure is not None and not self.is_first:
+            self._end(channel.failure)
+
     def _end(self, failure: str) -> None:
+        if self._has_stopped:
+            return
         print(self._message(failure), file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(LOST_CODE)
@@ -310,13 +322,14 @@ def start_workers(cluster: Cluster, *, silence: float) -> tuple[tf.distribute.St
     workers = Workers(cluster)
     channel = Channel(cluster.index, len(cluster), silence=silence, on_loss=workers._on_loss)
     workers._channel = channel
-    listener, port = listening_socket() if cluster.index == 0 else (None, 0)
+    host = cluster.addresses[0].rpartition(":")[0].strip("[]")
+    listener, port = listening_socket(host) if cluster.index == 0 else (None, 0)
     port, token = _said_by_first(strategy, [port, secrets.randbits(40)], cluster.index)
     if listener is not None:
         channel.accept(listener, str(token))
     else:
-        channel.connect(cluster.addresses[0].rpartition(":")[0].strip("[]"), port, str(token))
-    atexit.register(channel.leave)
+        channel.connect(host, port, str(token))
+    atexit.register(workers._leave, channel)
     return strategy, workers
 
 

@@ -129,7 +129,7 @@ def choose_runtime(
         train: the training set.
         training: the planned run.
         config: what is not `auto` is taken as it is; both `auto` where left out.
-        checkpoint: the run's checkpoint directory. A state in it decides: a run goes on as it began.
+        checkpoint: the run's checkpoint directory. A state in it decides what is `auto`: a run goes on as it began.
         precisions: try these, whatever the hardware has.
         max_seconds: when to stop measuring. A step that has begun is finished, and float32 is always timed.
         task_options: further keywords of the pipeline's `training_task`, such as tables of features.
@@ -150,11 +150,13 @@ def choose_runtime(
     }
     base = dataclasses.replace(config.replace(**fixed).apply(), config=config)
     saved = None if checkpoint is None else CheckpointDirectory(Path(checkpoint)).latest_values()
-    if saved is not None:
-        began = saved["fingerprint"]
-        return _chosen(base, str(began["precision"]), bool(began["xla"]), reason="as the run began that is resumed")
     if "auto" not in (config.precision, config.xla):
         return _chosen(base, base.precision, base.xla, reason="as it was asked for")
+    if saved is not None:
+        began = saved["fingerprint"]
+        precision = str(began["precision"]) if config.precision == "auto" else base.precision
+        xla = bool(began.get("xla", False)) if config.xla == "auto" else base.xla
+        return _chosen(base, precision, xla, reason="as the run began that is resumed")
     if base.workers.count > 1:
         raise ValueError(
             "Precision and XLA are measured by one process; several workers might pick differently. Measure with "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import resource
 import statistics
 import sys
 import time
@@ -42,7 +41,7 @@ class Profile:
     `phases` are seconds by name, in the order in which they first came, and add up to `wall_seconds`, "other" being
     what none of them covers. `input_ms` and `compute_ms` are medians over steps, the compiling ones left out, and so
     they are in `examples_per_second`. `flops_per_step` is counted in the graph (see `shared.flops`) on a batch of
-    middle size; None where it cannot be. Memory is in MiB.
+    middle size; None where it cannot be. Memory is in MiB; None where the system does not tell.
     """
 
     wall_seconds: float
@@ -52,7 +51,7 @@ class Profile:
     input_ms: float
     compute_ms: float
     examples_per_second: float
-    peak_memory: float
+    peak_memory: float | None
     precision: str
     xla: bool
     num_replicas: int = 1
@@ -90,7 +89,8 @@ class Profile:
                 f"{self.achieved_flops / 1e9:.1f} GFLOP/s{self._of_peak()}"
             )
         device = "" if self.peak_device_memory is None else f", device {self.peak_device_memory:.0f} MiB"
-        lines.append(f"peak memory: process {self.peak_memory:.0f} MiB{device}")
+        process = "unknown" if self.peak_memory is None else f"{self.peak_memory:.0f} MiB"
+        lines.append(f"peak memory: process {process}{device}")
         if self.trace:
             lines.append(f"trace: {self.trace} (TensorBoard with its profile plugin shows it)")
         return "\n".join(lines)
@@ -274,8 +274,12 @@ def _middle_flops(task: TrainingTask, shapes: Sequence[dict[str, Any]]) -> int |
     return None if one is None else current_runtime().num_replicas * one
 
 
-def _peak_memory() -> float:
-    """Most resident memory of the process so far, in MiB."""
+def _peak_memory() -> float | None:
+    """Most resident memory of the process so far, in MiB; None where the system does not tell."""
+    try:
+        import resource  # Unix only
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 

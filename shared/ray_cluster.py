@@ -79,8 +79,7 @@ def cluster(num_workers: int) -> Iterator[Any]:
     environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     options: dict[str, Any] = {"runtime_env": {"env_vars": environment}, "log_to_driver": False}
     if address is None:
-        # Whoever reaches a cluster of Ray can run code on it: ours asks for a token, and is this machine's own.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # Whoever reaches a cluster of Ray can run code on it: from 2.60 on a new one asks for a token, which Ray makes.
         options |= {"include_dashboard": False, "num_cpus": max(num_workers, os.cpu_count() or 1)}
     ray.init(address=address, logging_level=logging.ERROR, **options)
     try:

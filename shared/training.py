@@ -136,6 +136,8 @@ class _Run:
         self.best_epoch: int | None = None
         self.best_weights: list[np.ndarray] | None = None
         self.best_file: str | None = None
+        # Of several workers: what any has found to be bad, which all leave out from the next epoch on.
+        self.found_bad: dict[str, list[str]] = {}
         self.stopped_early = False
         self.seconds_before = 0.0
         self.epoch_seconds_before = 0.0
@@ -204,9 +206,12 @@ class _Run:
         if self.workers.count == 1:
             return group
         shares = [batch for batch in group if isinstance(batch, BatchShares)]
-        notes = self.workers.exchange([self.signals.received, [sum(batch.sizes) for batch in shares]])
-        self._stop_if_told(signal for signal, _ in notes)
-        totals = np.sum([sizes for _, sizes in notes], axis=0).tolist()
+        found = {key: bad for key, bad in self.task.batches.found_bad().items() if key not in self.found_bad}
+        notes = self.workers.exchange([self.signals.received, [sum(batch.sizes) for batch in shares], found])
+        for _, _, found_there in notes:
+            self.found_bad |= found_there
+        self._stop_if_told(signal for signal, _, _ in notes)
+        totals = np.sum([sizes for _, sizes, _ in notes], axis=0).tolist()
         return [replace(batch, num_examples=total) for batch, total in zip(shares, totals, strict=True)]
 
     def _after_step(self, num_examples: int) -> None:
@@ -219,7 +224,7 @@ class _Run:
 
     def _end_epoch(self) -> None:
         if self.workers.count > 1:
-            self.task.batches.agree(self.workers.exchange(self.task.batches.found_bad()))
+            self.task.batches.agree([self.found_bad, *self.workers.exchange(self.task.batches.found_bad())])
         loss = self._mean_loss()
         training_seconds = self.epoch_seconds_before + time.monotonic() - self.epoch_started
         record: dict[str, Any] = {
@@ -337,6 +342,7 @@ class _Run:
             "seconds": self._elapsed(),
             "epoch_seconds": self.epoch_seconds_before + in_epoch,
             "data": self.task.batches.state(),
+            "found_bad": self.found_bad,
             "fingerprint": self._fingerprint(),
         }
         return TrainingState(self.step, arrays, values)
@@ -354,6 +360,7 @@ class _Run:
         self.stopped_early = values["stopped_early"]
         self.seconds_before, self.epoch_seconds_before = values["seconds"], values["epoch_seconds"]
         self.task.batches.restore(values["data"])
+        self.found_bad = dict(values.get("found_bad", {}))
         logger.info("resumed at step %d from %s", self.step, self.options.checkpoint)
 
     def _state_to_resume(self) -> TrainingState | None:
@@ -433,6 +440,9 @@ def _groups(batches: Iterator[Arrays | BatchShares], size: int) -> Generator[lis
 
 def _check_fingerprint(saved: dict[str, Any], present: dict[str, Any], *, whose: str) -> None:
     present = json.loads(json.dumps(present))  # as the saved one was: JSON has lists where Python has tuples
+    # A state may be older than some options: what it does not name was as it is by default.
+    defaults = {"xla": False, **{f"training.{key}": value for key, value in TrainingConfig().to_dict().items()}}
+    saved = {key: value for key, value in defaults.items() if key in present} | saved
     saved = json.loads(json.dumps(saved))
     changed = [key for key in sorted(saved.keys() | present.keys()) if saved.get(key) != present.get(key)]
     if changed:

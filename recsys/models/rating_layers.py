@@ -59,7 +59,7 @@ class RatingScorer(FactorScorer):
         """The scorer of trained vectors; users who come later count as average ones."""
         mean = users.mean(axis=0)
         fold = lambda histories: np.tile(mean, (histories.shape[0], 1))  # noqa: E731
-        return cls(users, items, fold, num_fixed=len(users), layers=layers)
+        return cls(users, items, fold, fixed=np.ones(len(users), bool), layers=layers)
 
     def scores(self, users: Users) -> np.ndarray:
         """Ratings of all items, some users at a time."""

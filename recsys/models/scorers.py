@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -169,7 +169,8 @@ class FactorScorer(Scorer):
     """Vectors whose inner product, plus `offset`, is the score.
 
     Biases are columns of the vectors, the last `num_biases` of them. `fold` gives the vectors of users from their
-    histories; the first `num_fixed` users keep their trained ones when more is known of them.
+    histories; users who are `fixed`, bool by number, keep their trained ones when more is known of them. Users beyond
+    its end are not fixed.
     """
 
     users: np.ndarray
@@ -177,7 +178,7 @@ class FactorScorer(Scorer):
     fold: Callable[[sp.csr_matrix], np.ndarray]
     offset: float = 0.0
     num_biases: int = 0
-    num_fixed: int = 0
+    fixed: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
 
     def represent(self, histories: sp.csr_matrix) -> np.ndarray:
         """Vectors of users with these histories, (B, D)."""

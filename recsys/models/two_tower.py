@@ -31,7 +31,8 @@ class Tower(keras.layers.Layer):
     """Rows of ids, and their features, to vectors (B, D): id's vector + features' vector, then dense layers.
 
     The last row of the table is that of unknown ids: with features a share of the ids counts as unknown in training, so
-    that it is trained, and the features learn to do without an id (Volkovs et al. 2017, DropoutNet).
+    that it is trained, and the features learn to do without an id (Volkovs et al. 2017, DropoutNet). With a share of 0
+    it is zero (`silence_unknown_ids`).
 
     Args:
         num_ids: ids that have a row of their own.
@@ -96,6 +97,12 @@ class Tower(keras.layers.Layer):
             some = {name: tf.constant(array[part]) for name, array in features.items()}
             parts.append(self._read(tf.constant(rows[part].astype(np.int32)), some).numpy())
         return np.concatenate(parts)
+
+    def silence_unknown_ids(self) -> None:
+        """Make the row of unknown ids zero, for where it is not trained: features then speak for themselves."""
+        values = np.array(self.table)
+        values[-1] = 0
+        self.table.assign(values)
 
     @property
     def large_tables(self) -> list[Any]:
@@ -191,10 +198,10 @@ def in_batch_loss(
 
 @dataclass(frozen=True, eq=False)
 class TowerScorer(FactorScorer):
-    """Scores by inner products of trained vectors; of the first `num_fixed` users they stay, whatever follows.
+    """Scores by inner products of trained vectors; those of `fixed` users stay, whatever follows.
 
     `mean` (D,) and `factor` (D, D) describe the vectors of the users of training: they are about normal with this mean,
-    and covariance factor x factor'. Vectors of later users are found by `softmax_users` from their histories.
+    and covariance factor x factor'. Vectors of all others are found by `softmax_users` from their histories.
     """
 
     mean: np.ndarray | None = None
@@ -202,16 +209,16 @@ class TowerScorer(FactorScorer):
 
     @classmethod
     def of(
-        cls, users: np.ndarray, items: np.ndarray, known: np.ndarray, temperature: float, normalize: bool
+        cls, users: np.ndarray, items: np.ndarray, trained: np.ndarray, temperature: float, normalize: bool
     ) -> TowerScorer:
-        """The scorer of vectors of users and items; `known`, bool (U,), says which users are like later ones."""
-        some = users[known] if known.any() else users
+        """The scorer of vectors of users and items; `trained`, bool (U,), are the users who liked something."""
+        some = users[trained] if trained.any() else users
         mean = some.mean(axis=0, dtype=np.float64)
         covariance = np.cov(some.astype(np.float64), rowvar=False, bias=True).reshape(len(mean), len(mean))
         ridge = 1e-3 * max(float(np.trace(covariance)) / len(mean), 1e-6)
         factor = np.linalg.cholesky(covariance + ridge * np.eye(len(mean)))
         return cls.with_prior(
-            users, items, mean.astype(np.float32), factor.astype(np.float32), len(users), temperature, normalize
+            users, items, mean.astype(np.float32), factor.astype(np.float32), trained, temperature, normalize
         )
 
     @classmethod
@@ -221,7 +228,7 @@ class TowerScorer(FactorScorer):
         items: np.ndarray,
         mean: np.ndarray,
         factor: np.ndarray,
-        num_fixed: int,
+        fixed: np.ndarray,
         temperature: float,
         normalize: bool,
     ) -> TowerScorer:
@@ -231,20 +238,20 @@ class TowerScorer(FactorScorer):
             found = softmax_users(histories, items, mean, factor, temperature)
             return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12) if normalize else found
 
-        return cls(users, items, fold, num_fixed=num_fixed, mean=mean, factor=factor)
+        return cls(users, items, fold, fixed=fixed, mean=mean, factor=factor)
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, temperature: float, normalize: bool) -> TowerScorer:
         """The scorer whose `arrays` these are."""
         users, items, mean, factor = (arrays[name] for name in ("users", "items", "mean", "factor"))
-        return cls.with_prior(users, items, mean, factor, int(arrays["num_fixed"][0]), temperature, normalize)
+        return cls.with_prior(users, items, mean, factor, arrays["fixed"], temperature, normalize)
 
     def arrays(self) -> Arrays:
-        """Vectors, and what those of later users are found by."""
+        """Vectors, which of them stay, and what the others are found by."""
         assert self.mean is not None
         assert self.factor is not None
-        fixed = np.array([self.num_fixed], np.int64)
-        return {"users": self.users, "items": self.items, "mean": self.mean, "factor": self.factor, "num_fixed": fixed}
+        sides = {"users": self.users, "items": self.items}
+        return {**sides, "mean": self.mean, "factor": self.factor, "fixed": self.fixed}
 
 
 def softmax_users(

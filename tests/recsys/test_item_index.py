@@ -129,3 +129,7 @@ def test_an_index_of_another_model_is_refused() -> None:
     other = ItemIndex([1, 2], np.eye(2, dtype=np.float32))
     with pytest.raises(ValueError, match="not of this model"):
         fitted("ials").recommend(["u000"], index=other)
+    with pytest.raises(ValueError, match="Only factor models are searched"):
+        fitted("ease").recommend(["u000"], index=other)
+    with pytest.raises(ValueError, match="not of this model"):
+        fitted("ials").recommend(["u000"], index=fitted("ials", seed=1).item_index())

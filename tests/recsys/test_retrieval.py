@@ -194,6 +194,36 @@ def test_newcomers_with_a_history_get_what_users_like_them_get(retriever: TwoTow
     assert_alike(copy_of(pipeline, tmp_path).recommend(["twin"], 4), [twin])
 
 
+@pytest.mark.parametrize("described", [False, True])
+def test_who_liked_nothing_in_training_gets_a_vector_by_what_is_liked_later(described: bool, tmp_path: Path) -> None:
+    alone = Interactions(["sad", "sad"], [101, 201], [1, 2], [0, 1])
+    pipeline = TwoTowerRetriever(config(min_rating=3.0))
+    features = {"user_features": people(("sad", 3))} if described else {}
+    pipeline.fit(tastes().joined(alone), training=_TRAINING, **features)
+    before = pipeline.recommend(["sad", "u000"], 4)
+    pipeline.fold_in(Interactions(["sad"], [202], [1]))  # which says nothing of what they like
+    assert_alike(pipeline.recommend(["sad"], 4), before[:1])
+    vectors = []
+    for items in ((301, 302, 304, 305, 308), (306, 307)):
+        pipeline.fold_in(Interactions(["sad", "twin"] * len(items), np.repeat(items, 2), [5.0] * 2 * len(items)))
+        pipeline = copy_of(pipeline, tmp_path)
+        (answer,) = pipeline.recommend(["sad"], 2)
+        assert answer.origin == "model"
+        assert {item // 100 for item in answer.items} == {3}  # type: ignore[operator]
+        audience = pipeline._parts("test").audience
+        vectors += list(np.asarray(audience.represented)[audience.users.numbers(["sad", "twin"])])
+        np.testing.assert_allclose(vectors[-2], vectors[-1], atol=1e-5)
+    assert np.abs(vectors[2] - vectors[0]).max() > 0.01  # the second time too
+    assert_alike(pipeline.recommend(["u000"], 4), before[1:])
+
+
+def test_without_id_dropout_newcomers_are_their_features_alone() -> None:
+    pipeline = TwoTowerRetriever(config(id_dropout=0.0))
+    pipeline.fit(_SPLIT.train, item_features=movies(), training=_TRAINING.replace(epochs=1))
+    assert pipeline._towers is not None
+    assert not np.asarray(pipeline._towers.items.table).any()
+
+
 def test_strong_generalisation_uses_what_was_seen_of_new_users() -> None:
     parts = by_user(tastes(), 0.25)
     pipeline = TwoTowerRetriever(config())

@@ -10,10 +10,11 @@ import pytest
 
 import recsys.rounds
 from recsys import Interactions
+from recsys.splitting import by_user
 from recsys.tfrs import TFRSRanker, TFRSRankerConfig, TFRSRetriever, TFRSRetrieverConfig
 from shared import Config, Pipeline, TrainingConfig
 from tests.contract import PipelineContract
-from tests.recsys.tastes import split
+from tests.recsys.tastes import split, tastes
 
 _SPLIT = split()
 _RANKING = ("ndcg@10", "recall@10", "mrr@10", "hit@10", "map@10", "coverage@10", "novelty")
@@ -116,6 +117,15 @@ class TestRanker(TestRetriever):
         assert known.score != item_alone.score
 
 
+def test_the_ranker_is_evaluated_on_users_who_came_later() -> None:
+    parts = by_user(tastes(), 0.25)
+    pipeline = TFRSRanker(TFRSRankerConfig(dim=8))
+    pipeline.fit(parts.train, training=TrainingConfig(epochs=1, batch_size=64))
+    metrics = pipeline.evaluate(parts.test, seen=parts.seen)
+    assert metrics.details["users_without_history"] == 0
+    assert 0 < metrics["rmse"] < 5
+
+
 def retriever(**fields: Any) -> TFRSRetriever:
     pipeline = TFRSRetriever(TFRSRetrieverConfig(dim=8, **fields))
     pipeline.fit(_SPLIT.train, training=TestRetriever.training)
@@ -144,6 +154,8 @@ def test_factorized_top_k_is_the_share_found_among_all_items() -> None:
     assert list(figures) == ["factorized_top_k@1", "factorized_top_k@10"]  # there are fewer than 99 items
     assert figures["factorized_top_k@10"] == pytest.approx(np.mean(found))
     assert pipeline.evaluate(_SPLIT.test)["hit@10"] > figures["factorized_top_k@10"]
+    with pytest.raises(ValueError, match=r"from 1 to 30, the items there are; received \[50\]"):
+        pipeline.factorized_top_k(_SPLIT.test, (50,))
 
 
 def test_users_who_came_later() -> None:
@@ -153,6 +165,25 @@ def test_users_who_came_later() -> None:
     twin, original, nobody = pipeline.recommend(["twin", "u004", "nobody"], 4)
     assert (twin.origin, nobody.origin) == ("model", "popularity")
     assert len(set(twin.items) & set(original.items)) >= 2
+
+
+def test_who_and_what_nobody_liked_has_no_vector() -> None:
+    alone = Interactions(["sad", "sad"], [101, 555], [1, 2], [0, 1])
+    pipeline = TFRSRetriever(TFRSRetrieverConfig(dim=8, min_rating=3.0))
+    pipeline.fit(tastes().joined(alone), training=TestRetriever.training)
+    assert 555 not in pipeline.items
+    assert pipeline.recommend(["sad"], 3)[0].origin == "popularity"
+    items = [301, 302, 304, 305, 308]
+    pipeline.fold_in(Interactions(["sad", "twin"] * 5, np.repeat(items, 2), [5.0] * 10))
+    np.testing.assert_allclose(*pipeline.user_vectors(["sad", "twin"]), atol=1e-5)
+    rated = TFRSRetriever(TFRSRetrieverConfig(dim=8, min_rating=3.0, rating_weight=1.0))
+    rated.fit(tastes().joined(alone), training=TestRetriever.training.replace(epochs=1))
+    assert 555 in rated.items  # its ratings are learned
+
+
+def test_a_profile_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Leave it out here"):
+        TFRSRetriever().fit(_SPLIT.train, profile=tmp_path / "profile")
 
 
 def test_hard_negatives_and_ratings_by_request() -> None:

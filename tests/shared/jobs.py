@@ -149,7 +149,25 @@ def resumed(output: str) -> None:
     arrays |= {f"unbroken/{i}": value for i, value in enumerate(loop.weights(unbroken))}
     for name, history in zip(("again", "unbroken"), histories, strict=True):
         arrays[f"{name}/losses"] = np.array(history.losses)
+    arrays |= _with_bad_examples(state.with_name("bad"))
     np.savez(Path(output, f"worker{current_runtime().workers.index}.npz"), message=np.array(message), **arrays)
+
+
+def _with_bad_examples(state: Path) -> dict[str, np.ndarray]:
+    """Data of which some cannot be read, which is found before a stop in the first epoch; and the same unbroken."""
+    from shared import TrainingInterrupted
+    from tests.shared import test_training as loop
+
+    again, unbroken = loop.with_bad_examples(), loop.with_bad_examples()
+    with _signalled({"step": 5, "number": signal.SIGTERM}), contextlib.suppress(TrainingInterrupted):
+        loop.fit(loop.with_bad_examples(), loop.PLAIN, checkpoint=state)
+    histories = [loop.fit(again, loop.PLAIN, checkpoint=state, resume=True), loop.fit(unbroken, loop.PLAIN)]
+    arrays = {f"bad_again/{i}": value for i, value in enumerate(loop.weights(again))}
+    arrays |= {f"bad_unbroken/{i}": value for i, value in enumerate(loop.weights(unbroken))}
+    for name, history in zip(("bad_again", "bad_unbroken"), histories, strict=True):
+        arrays[f"{name}/records"] = np.array(history.bad_records)
+        arrays[f"{name}/losses"] = np.array(history.losses)
+    return arrays
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import shared.channel as channel_module
-from shared.channel import Channel, WorkerLostError, listening_socket, unreachable
+from shared.channel import Channel, WorkerLostError, _Link, listening_socket, unreachable
 
 
 class Group:
@@ -128,6 +128,76 @@ def test_beats_are_no_silence(monkeypatch):
     group = Group(2, silence=0.5)
     time.sleep(1.2)
     assert group.all(lambda channel: channel.exchange(channel.index)) == [[0, 1], [0, 1]]
+
+
+def test_a_busy_connection_silences_only_itself(monkeypatch):
+    monkeypatch.setattr(channel_module, "SECONDS_BETWEEN_BEATS", 0.05)
+    group = Group(3, silence=0.5)
+    with group.channels[0]._links[1]._lock:
+        time.sleep(0.8)
+        assert "worker 0" in (group.channels[1].failure or "")
+        assert "worker 0" not in (group.channels[2].failure or "")
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[_Link, socket.socket]]:
+    """A connection that holds little at a time: an end that sends, with a timeout of one second, and the other."""
+    with socket.create_server(("localhost", 0)) as listener:
+        sender = socket.create_connection(listener.getsockname())
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        sender.settimeout(1.0)
+        receiver = listener.accept()[0]
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    link = _Link(sender)
+    yield link, receiver
+    link.close()
+    receiver.close()
+
+
+def test_a_large_message_takes_longer_than_silence_may(ends):
+    link, receiver = ends
+    other, got = _Link(receiver), []
+
+    def read() -> None:
+        original = receiver.recv
+
+        class Slow:
+            def settimeout(self, _: float) -> None: ...
+
+            def recv(self, count: int) -> bytes:
+                time.sleep(0.15)
+                return original(min(count, 1 << 20), socket.MSG_WAITALL)
+
+        other._connection = Slow()
+        got.append(other.receive(1.0))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    payload = bytes(range(256)) * (12 << 12)
+    started = time.monotonic()
+    link.send(b"V", payload)
+    assert time.monotonic() - started > 1.0
+    thread.join(10)
+    assert got == [(b"V", payload)]
+
+
+def test_half_a_message_is_the_last(ends):
+    link, receiver = ends
+    with pytest.raises(TimeoutError):
+        link.send(b"V", bytes(32 << 20))
+    with pytest.raises(OSError, match="pipe"):
+        link.send(b"B", b"")
+    with pytest.raises(ConnectionError, match="closed"):
+        _Link(receiver).receive(5.0)
+
+
+def test_workers_of_one_machine_are_not_open_to_others():
+    hosts = {}
+    for host in ("localhost", "127.0.0.1", "node7"):
+        listener, _ = listening_socket(host)
+        hosts[host] = listener.getsockname()[0]
+        listener.close()
+    assert hosts == {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "node7": "0.0.0.0"}
 
 
 def test_whoever_leaves_waits_for_the_others(group):

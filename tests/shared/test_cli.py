@@ -106,6 +106,12 @@ def test_flags_become_a_config(toy, data, tmp_path):
     }  # fmt: skip
 
 
+def test_a_profile_that_cannot_be_read_costs_no_trained_pipeline(toy, data, tmp_path, capsys):
+    assert code_of(toy, "train", "--train", data, "--output", tmp_path / "out", "--profile") == 2
+    assert "profile" in capsys.readouterr().err
+    assert (tmp_path / "out").exists()
+
+
 def test_evaluate_prints_and_writes_metrics(toy, data, tmp_path, capsys):
     ToyPipeline().save(tmp_path / "model")
     result = tmp_path / "metrics.json"

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import shared.distribution as distribution
+from shared.channel import Channel, WorkerLostError, listening_socket
 from shared.checkpoint import CheckpointDirectory
 from shared.cluster import Cluster
 from shared.distribution import (
@@ -120,10 +123,60 @@ def test_a_killed_worker_stops_the_other_and_a_resumed_pair_ends_as_an_unbroken_
     for key in (key for key in workers[0] if key.startswith("again/")):
         np.testing.assert_array_equal(workers[0][key], workers[1][key])
         np.testing.assert_array_equal(workers[0][key], workers[0][key.replace("again", "unbroken")])
+    for key in (key for key in workers[0] if key.startswith("bad_again/")):
+        np.testing.assert_array_equal(workers[0][key], workers[1][key])
+        np.testing.assert_array_equal(workers[0][key], workers[0][key.replace("again", "unbroken")])
     assert not (tmp_path / "nowhere").exists()
 
 
 # Pieces.
+
+
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Workers, Channel, list[int]]]:
+    """Worker 1 of two, worker 0's end of the channel, and the codes with which worker 1's process would be ended."""
+    codes: list[int] = []
+    monkeypatch.setattr(distribution.os, "_exit", codes.append)
+    monkeypatch.setattr(distribution, "_SECONDS_TO_STOP", 0.2)
+    monkeypatch.setattr(distribution, "_abort_collectives", lambda _: None)
+    workers = Workers(Cluster(("localhost:1", "localhost:2"), 1))
+    first = Channel(0, 2, silence=20, on_loss=lambda _: None)
+    second = workers._channel = Channel(1, 2, silence=20, on_loss=workers._on_loss)
+    listener, port = listening_socket("localhost")
+    accepting = threading.Thread(target=first.accept, args=(listener, "token"))
+    accepting.start()
+    second.connect("localhost", port, "token")
+    accepting.join(10)
+    yield workers, first, codes
+    first.close()
+    second.close()
+
+
+def test_a_first_worker_that_is_lost_after_the_training_is_no_success(pair, capsys):
+    workers, first, codes = pair
+    threading.Timer(0.2, first.close).start()
+    workers._leave(workers._channel)
+    assert codes == [LOST_CODE]
+    assert "Training stopped on worker 1: worker 0 died: its connection is closed. Start all" in capsys.readouterr().err
+
+
+def test_a_first_worker_that_leaves_in_order_is_a_success(pair):
+    workers, first, codes = pair
+    threading.Timer(0.2, first.leave).start()
+    workers._leave(workers._channel)
+    assert codes == []
+
+
+def test_whoever_has_caught_the_error_is_not_ended_later(pair):
+    workers, first, codes = pair
+    workers._channel._on_loss = lambda _: None  # comes late, as where the thread that listens is the slower one
+    threading.Timer(0.2, first.close).start()
+    with pytest.raises(WorkerLostError, match="worker 0 died"), workers.together():
+        workers._channel.exchange()
+    workers._on_loss("worker 0 died")
+    time.sleep(0.5)
+    workers._leave(workers._channel)
+    assert codes == []
 
 
 @pytest.mark.parametrize("num_shares", [1, 2, 3, 5])

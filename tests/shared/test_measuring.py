@@ -209,6 +209,16 @@ def test_a_run_goes_on_as_it_began(tmp_path):
     assert "resumed" in str(choice)
 
 
+def test_what_is_named_stays_as_it_is_named(tmp_path):
+    CheckpointDirectory(tmp_path).write(
+        TrainingState(3, {"a": np.zeros(1)}, {"fingerprint": {"precision": HALF, "xla": True}})
+    )
+    choice = choose_runtime(unbuildable, None, config=BOTH.replace(precision="float32"), checkpoint=tmp_path)
+    assert (choice.runtime.precision, choice.runtime.xla) == ("float32", True)
+    choice = choose_runtime(unbuildable, None, config=BOTH.replace(xla="off"), checkpoint=tmp_path)
+    assert (choice.runtime.precision, choice.runtime.xla) == (HALF, False)
+
+
 def test_pipelines_without_steps_are_refused():
     with pytest.raises(ValueError, match="SimpleNamespace does not: name the precision"):
         choose_runtime(SimpleNamespace, None, config=BOTH)

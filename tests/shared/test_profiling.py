@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.pipeline import Metrics
-from shared.profiling import Profile, Profiler, read_profile
+from shared.profiling import Profile, Profiler, _peak_memory, read_profile
 from shared.training import TrainingTask
 from tests.shared.test_training import FULL, PLAIN, assert_equal_weights, fit, toy, weights
 
@@ -129,6 +130,14 @@ def test_utilisation_is_a_share_of_the_peak():
     )
     assert profile.utilisation == pytest.approx(0.2)
     assert "20.0 % of the card's 200 TFLOP/s" in str(profile)
+
+
+def test_a_system_that_does_not_tell_memory_is_said(monkeypatch):
+    assert _peak_memory() > 50
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert _peak_memory() is None
+    profile = Profile(1.0, {}, 1, 1, 1.0, 1.0, 1.0, peak_memory=_peak_memory(), precision="float32", xla=False)
+    assert "peak memory: process unknown" in str(profile)
 
 
 def test_nothing_is_measured_unless_asked_for():

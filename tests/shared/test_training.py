@@ -25,7 +25,7 @@ from shared.fingerprint import data_fingerprint
 from shared.optimizers import build_optimizer
 from shared.pipeline import FitOptions, History, Metrics, TrainingInterrupted
 from shared.runtime import current_runtime, seeded
-from shared.training import TrainingTask, TrainStep, run_fingerprint, run_training
+from shared.training import TrainingTask, TrainStep, _check_fingerprint, run_fingerprint, run_training
 from shared.training_config import TrainingConfig
 
 ROOT = Path(__file__).parents[2]
@@ -396,6 +396,14 @@ def test_another_runs_state_is_refused_by_field(finished, changes, fingerprint, 
             checkpoint=finished,
             resume=True,
         )
+
+
+def test_a_state_from_before_an_option_resumes_with_its_default():
+    present = {"xla": False, "training.gradient_checkpointing": False, "width": 4}
+    _check_fingerprint({"width": 4}, present, whose="It is another")
+    for name in ("xla", "training.gradient_checkpointing"):
+        with pytest.raises(ValueError, match=rf"different: {name} \(was False, is True\)\."):
+            _check_fingerprint({"width": 4}, present | {name: True}, whose="It is another")
 
 
 def test_the_fingerprint_has_preset_data_precision_and_replicas(monkeypatch):
