@@ -7,12 +7,25 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from recsys.features import MISSING, Categories, Column, Embeddings, Features, Kind, Lists, Numbers
+from recsys.features import (
+    MISSING,
+    Categories,
+    Column,
+    Embeddings,
+    Features,
+    Kind,
+    Lists,
+    Numbers,
+    form_of_texts,
+    plain_text,
+)
 from shared.examples import BadRecord
+
+IdKind: TypeAlias = Literal["auto", "str", "int"]
 
 # Cells that say that nothing is known.
 MISSING_TEXTS = ("", "?", "NA", "NaN", "nan", "null", "NULL", "\\N")
@@ -109,7 +122,7 @@ class TextColumn:
             return Numbers(self.numbers(name, bad))
         self._refuse_no_text(name, bad)
         if kind == "categorical":
-            return Categories(tuple(self.entries), self.codes)
+            return self._categories()
         if kind == "multi_valued":
             return self._lists(separator)
         return self._embeddings(separator, name, bad)
@@ -146,6 +159,14 @@ class TextColumn:
         for row in np.flatnonzero(self.codes == place).tolist():
             bad.refuse(row, reason)
 
+    def _categories(self) -> Categories:
+        form = form_of_texts(self.entries)
+        if form == "str":
+            return Categories(tuple(self.entries), self.codes)
+        places: dict[str, int] = {}
+        numbers = [places.setdefault(plain_text(entry), len(places)) for entry in self.entries]
+        return Categories(tuple(places), np.array([*numbers, MISSING], np.int32)[self.codes], form)
+
     def _lists(self, separator: str) -> Lists:
         places: dict[str, int] = {}
         rows = [
@@ -171,9 +192,23 @@ class TextColumn:
         return Embeddings(values[self.codes])
 
 
-def ids_of(column: TextColumn, name: str, bad: BadRows) -> np.ndarray:
-    """Distinct ids of all rows: int64 where each is written as Python would write it, else str."""
+def as_cell(value: Any) -> str:
+    """An id or a target that is no text yet as a cell."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # whole numbers of a column with gaps, as pandas keeps them
+    return "" if value is None else str(value)
+
+
+def ids_of(column: TextColumn, name: str, bad: BadRows, kind: IdKind = "auto") -> np.ndarray:
+    """Distinct ids of all rows: of one kind, or int64 where each is written as Python would write it, else str."""
     column.refuse_missing(name, "id", bad)
+    whole = [re.fullmatch(r"0|-?[1-9]\d{0,17}", entry) is not None for entry in column.entries]
+    if kind == "int":
+        for place in np.flatnonzero(~np.array(whole, bool)).tolist():
+            column._refuse(place, f"the id {column.entries[place]!r} must be a whole number", bad)
+            column.entries[place] = "0"  # left out with its row
     seen = np.zeros(len(column.entries), bool)
     for row, code in enumerate(column.codes.tolist()):
         if code >= 0 and seen[code]:
@@ -181,7 +216,7 @@ def ids_of(column: TextColumn, name: str, bad: BadRows) -> np.ndarray:
         elif code >= 0:
             seen[code] = True
     column._refuse_no_text(name, bad)
-    canonical = all(re.fullmatch(r"0|-?[1-9]\d{0,17}", entry) for entry in column.entries)
+    canonical = kind == "int" or (kind == "auto" and all(whole))
     entries: list[Any] = [*(map(int, column.entries) if canonical else column.entries), 0 if canonical else "-"]
     array = np.empty(len(entries), np.int64 if canonical else object)
     array[:] = entries

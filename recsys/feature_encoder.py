@@ -32,7 +32,18 @@ from typing import Any, Self, TypeAlias
 
 import numpy as np
 
-from recsys.features import Categories, Column, Embeddings, Features, Form, Kind, Lists, Numbers, features_of_rows
+from recsys.features import (
+    Categories,
+    Column,
+    Embeddings,
+    Features,
+    Form,
+    Kind,
+    Lists,
+    Numbers,
+    features_of_rows,
+    plain_text,
+)
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 
@@ -71,9 +82,10 @@ class CategoryEncoding:
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """The row of each entry of the vocabulary."""
+        """The row of each entry of the vocabulary, also by its plain spelling: true for True, 7 for 7.0."""
         start = self.first + self.missing_rows + 1
-        return dict(zip(self.vocabulary, range(start, start + len(self.vocabulary)), strict=True))
+        rows = dict(zip(self.vocabulary, range(start, start + len(self.vocabulary)), strict=True))
+        return {plain_text(entry): row for entry, row in rows.items()} | rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -488,7 +500,8 @@ def _entry_numbers(encoding: CategoryEncoding, entries: Sequence[str]) -> np.nda
     if encoding.hashed:
         return (start + hash_buckets_of(entries, encoding.hashed)).astype(np.int32)
     places = encoding.places
-    return np.fromiter((places.get(entry, start) for entry in entries), np.int32, len(entries))
+    rows = (places.get(entry) or places.get(plain_text(entry), start) for entry in entries)
+    return np.fromiter(rows, np.int32, len(entries))
 
 
 def _padded(encoding: CategoryEncoding, column: Column) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from recsys.feature_columns import BadRows, TextColumn, ids_of, joined_features, no_rows, target_of, usual
+from recsys.feature_columns import BadRows, TextColumn, as_cell, ids_of, joined_features, no_rows, target_of, usual
 from recsys.features import Column, Features, Kind, column_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def read_json_features(table: Table, stream: IO[str]) -> Features:
             kind = table.kinds.get(name) or _kind_of(values)
             columns[name] = column_of(_checked(values, kind, name, bad), kind, name)
     cells = {name: _texts(rows, name, table.missing) for name in (table.id, table.target) if name is not None}
-    ids = None if table.id is None else ids_of(cells[table.id], table.id, bad)
+    ids = None if table.id is None else ids_of(cells[table.id], table.id, bad, table.ids)
     targets = None
     if table.target is not None:
         targets = target_of(cells[table.target], table.target, table.positive, bad, table.max_bad_share)
@@ -120,12 +120,6 @@ def _objection(value: Any, kind: Kind, width: int) -> str | None:
 def _texts(rows: list[dict[str, Any]], name: str, missing: Any) -> TextColumn:
     """Ids or targets as cells."""
     column = TextColumn()
-    column.add([_as_text(row.get(name)) for row in rows])
+    column.add([as_cell(row.get(name)) for row in rows])
     column.finish(missing)
     return column
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "" if value is None else str(value)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recsys.feature_columns import BadRows, TextColumn, ids_of, joined_features, target_of, usual
+from recsys.feature_columns import BadRows, TextColumn, as_cell, ids_of, joined_features, target_of, usual
 from recsys.features import Categories, Column, Embeddings, Features, Lists, Numbers, column_of
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def read_parquet_features(table: Table) -> Features:
 
     Raises:
         ImportError: without pyarrow; the message says how to install it.
-        ValueError: for a file that is no Parquet, or that lacks columns.
+        ValueError: for a file that is no Parquet, that lacks columns, or has a column of times or durations.
         TypeError: for a column of a type that is no feature, such as a struct.
     """
     try:
@@ -37,19 +38,19 @@ def read_parquet_features(table: Table) -> Features:
     columns: dict[str, Column] = {}
     for name in read.column_names:
         if table.is_feature(name):
-            made = _column(read.column(name).combine_chunks(), name, bad)
+            made = _column(read.column(name).combine_chunks(), name, table.missing, bad)
             columns[name] = column_of(made, table.kinds.get(name), name)
     cells = {name: _texts(read.column(name)) for name in (table.id, table.target) if name is not None}
     for column in cells.values():
         column.finish(table.missing)
-    ids = None if table.id is None else ids_of(cells[table.id], table.id, bad)
+    ids = None if table.id is None else ids_of(cells[table.id], table.id, bad, table.ids)
     targets = None
     if table.target is not None:
         targets = target_of(cells[table.target], table.target, table.positive, bad, table.max_bad_share)
     return joined_features(columns, ids, targets, bad)
 
 
-def _column(array: Any, name: str, bad: BadRows) -> Column:
+def _column(array: Any, name: str, missing: Sequence[str], bad: BadRows) -> Column:
     import pyarrow
     import pyarrow.types as types
 
@@ -57,10 +58,15 @@ def _column(array: Any, name: str, bad: BadRows) -> Column:
     if types.is_null(kind):
         return Numbers(np.full(len(array), np.nan))
     if types.is_dictionary(kind) or types.is_string(kind) or types.is_large_string(kind) or types.is_boolean(kind):
-        return _categories(array)
+        return _categories(array, missing)
+    if types.is_time(kind) or types.is_duration(kind):
+        raise ValueError(
+            f"{bad.file}: column {name!r} is of type {kind}, which is no feature. Leave it out with `drop`, or make a "
+            "number of it, such as seconds."
+        )
     if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_temporal(kind):
         if types.is_temporal(kind):
-            array = array.cast(pyarrow.timestamp("s")).cast(pyarrow.int64())
+            array = array.cast(pyarrow.timestamp("s"), safe=False).cast(pyarrow.int64())
         values = array.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
         return Numbers(_finite(np.array(values), name, bad))
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
@@ -68,7 +74,7 @@ def _column(array: Any, name: str, bad: BadRows) -> Column:
     raise TypeError(f"{bad.file}: column {name!r} is of type {kind}, which is no feature. Leave it out with `drop`.")
 
 
-def _categories(array: Any) -> Categories:
+def _categories(array: Any, missing: Sequence[str]) -> Categories:
     import pyarrow
 
     form = "bool" if pyarrow.types.is_boolean(array.type) else "str"
@@ -77,7 +83,8 @@ def _categories(array: Any) -> Categories:
     codes = array.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     entries = ["" if entry is None else entry for entry in array.dictionary.cast(pyarrow.string()).to_pylist()]
     known: dict[str, int] = {}
-    numbers = [known.setdefault(entry, len(known)) if entry else -1 for entry in entries]
+    none = {"", *missing}
+    numbers = [-1 if entry in none else known.setdefault(entry, len(known)) for entry in entries]
     return Categories(tuple(known), np.array([*numbers, -1], np.int32)[codes], form)  # type: ignore[arg-type]
 
 
@@ -110,6 +117,5 @@ def _vectors(array: Any, name: str, bad: BadRows) -> Embeddings:
 def _texts(array: Any) -> TextColumn:
     """Ids or targets as cells."""
     column = TextColumn()
-    values = array.to_pylist()
-    column.add(["" if v is None else ("true" if v else "false") if isinstance(v, bool) else str(v) for v in values])
+    column.add([as_cell(value) for value in array.to_pylist()])
     return column

@@ -13,13 +13,14 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import numpy as np
 
 from recsys.feature_columns import (
     MISSING_TEXTS,
     BadRows,
+    IdKind,
     TextColumn,
     ids_of,
     is_number,
@@ -55,6 +56,7 @@ class Table:
     separator: str = "|"
     missing: Sequence[str] = MISSING_TEXTS
     max_bad_share: float = 0.01
+    ids: IdKind = "auto"
 
     def checked_names(self, names: Sequence[str]) -> Sequence[str]:
         """The names of the columns, which must have all that the caller speaks of.
@@ -96,18 +98,19 @@ def read_features(
     separator: str = "|",
     missing: Sequence[str] = MISSING_TEXTS,
     max_bad_share: float = 0.01,
+    ids: IdKind = "auto",
 ) -> Features:
     """Features in a file: CSV, TSV, JSON lines or Parquet, `.gz` or not.
 
     Each row is a user, an item, or an example for a ranker. Kinds are found out, and logged: a column is numeric where
     its cells are numbers (but for as many as are tolerated as bad), multi_valued where `separator` occurs, else
-    categorical. Whole numbers that are codes must be called so: `kinds={"zip": "categorical"}`. Numbers that begin with
-    a needless 0, as in 007, are codes anyway. In JSON lines and Parquet, lists of texts or whole numbers are
-    multi_valued, and lists of other numbers embeddings.
+    categorical. A cell with a needless 0, as 007, is a code and no number. Whole numbers that are codes must be called
+    so, also where fewer than are tolerated have such a 0: `kinds={"zip": "categorical"}`. In JSON lines and Parquet,
+    lists of texts or whole numbers are multi_valued, and lists of other numbers embeddings.
 
     Args:
         path: the file.
-        id: column of the rows' ids, distinct; all int where each is written as a whole number, else str.
+        id: column of the rows' ids, distinct.
         target: column of what a ranker learns: 0 and 1, true and false, ratings, or with `positive` texts. It is no
             feature. Rows without it are bad: they cannot be learned from.
         positive: the text of `target` that counts as 1; every other counts as 0. A full stop at the end of a label is
@@ -121,15 +124,19 @@ def read_features(
         max_bad_share: share of unusable rows that is tolerated: of another number of cells, not UTF-8, a text or an
             infinite number in a numeric column, no id or target. They are left out, logged, and kept in
             `bad_records` with file, line and reason.
+        ids: their kind, "str" or "int", as the interactions have it; "auto": all int where each is written as a whole
+            number, else str.
 
     Raises:
         FileNotFoundError: where there is nothing at `path`.
         ValueError: for a file without rows, columns that are not there, or too many bad rows.
         ImportError: for Parquet without pyarrow.
     """
+    if ids not in get_args(IdKind):
+        raise ValueError(f"`ids` must be one of {', '.join(get_args(IdKind))}; received {ids!r}.")
     table = Table(
-        file=existing_file(path), id=id, target=target, positive=positive, names=names, kinds=kinds or {}, drop=drop,
-        delimiter=delimiter, separator=separator, missing=missing, max_bad_share=max_bad_share,
+        file=existing_file(path), id=id, ids=ids, target=target, positive=positive, names=names, kinds=kinds or {},
+        drop=drop, delimiter=delimiter, separator=separator, missing=missing, max_bad_share=max_bad_share,
     )  # fmt: skip
     suffix = Path(table.file.stem).suffix if table.file.suffix == ".gz" else table.file.suffix
     if suffix in (".parquet", ".pq"):
@@ -265,7 +272,7 @@ def _features_of_text(table: Table, columns: dict[str, TextColumn], lines: np.nd
         if table.is_feature(name):
             kind = table.kinds.get(name) or column.kind(table.separator, table.max_bad_share)
             made[name] = column.made(kind, table.separator, name, bad)
-    ids = None if table.id is None else ids_of(columns[table.id], table.id, bad)
+    ids = None if table.id is None else ids_of(columns[table.id], table.id, bad, table.ids)
     targets = None
     if table.target is not None:
         targets = target_of(columns[table.target], table.target, table.positive, bad, table.max_bad_share)

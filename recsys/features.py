@@ -28,6 +28,7 @@ In an export, `GraphEncoder(encoder)` (recsys.models.feature_graph) does in plai
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -379,6 +380,26 @@ def _text(value: Any, name: str) -> str:
     raise TypeError(
         f"Column {name!r} holds categories: texts, whole numbers or bools; received {value!r} ({type(value).__name__})."
     )
+
+
+# Whole numbers as pandas writes a column of them that has gaps.
+_WHOLE = re.compile(r"(0|-?[1-9]\d{0,17})(\.0+)?")
+
+
+def plain_text(text: str) -> str:
+    """A category as it is spelled where it comes as a value: True as true, 7.0 as 7; other texts as they are."""
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    whole = _WHOLE.fullmatch(text)
+    return whole[1] if whole else text
+
+
+def form_of_texts(texts: Sequence[str]) -> Form:
+    """What a file's categories were: bools, whole numbers (where one is written as 7.0), or texts."""
+    if texts and all(text.lower() in ("true", "false") for text in texts):
+        return "bool"
+    whole = [_WHOLE.fullmatch(text) for text in texts]
+    return "int" if all(whole) and any(match and match[2] for match in whole) else "str"
 
 
 def _form_of(values: Iterable[Any]) -> Form:

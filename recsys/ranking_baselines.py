@@ -106,9 +106,8 @@ def _as_they_are(train: Features, test: Features) -> tuple[Any, Any, dict[str, A
             firsts = np.array([category.first for category in encoder.categories])
             parts.append(arrays["categories"] - firsts)
         if encoder.lists:
-            start = encoder.lists[0].first
-            counted = _sparse(encoder, data)[:, start : encoder.layout.num_rows].toarray()
-            parts.append(counted)
+            ones = _sparse(encoder, data)
+            parts += [ones[:, part.first : part.first + part.size].toarray() for part in encoder.lists]
         raw = [data.columns[number.name] for number in encoder.numbers]
         parts += [column.values[:, None] for column in raw if isinstance(column, Numbers)]
         if encoder.embeddings:

@@ -5,7 +5,8 @@
     python scripts/ranking.py predict --model clicks-model '{"hour": 8, "ad": "tea"}' @more.csv
 
 A data path is a CSV, TSV, JSON-lines or Parquet file with a column for each feature and one for the target. An input of
-`predict` is a JSON object with all features; @FILE stands for the rows of a file.
+`predict` is a JSON object with all features; @FILE stands for the rows of a file. `evaluate` and `predict` know the
+columns' kinds from the model.
 """
 
 from __future__ import annotations
@@ -27,19 +28,23 @@ def read(
     layout: str = "table",
     target: str | None = None,
     positive: str | None = None,
+    model: Path | None = None,
     **options: str,
 ) -> Any:
-    """Features and targets at `path`."""
+    """Features and targets at `path`; with `model`, of the kinds that it was trained on."""
     from recsys import read_criteo, read_features
 
     if layout == "criteo":
         return read_criteo(path, max_bad_share=max_bad_share)
     if layout != "table":
         raise ValueError(f"`--layout` must be table or criteo; received {layout!r}.")
-    return read_features(path, target=target, positive=positive, **reading(**options), max_bad_share=max_bad_share)
+    return read_features(
+        path, target=target, positive=positive, **reading(model, **options), max_bad_share=max_bad_share
+    )
 
 
 def reading(
+    model: Path | None = None,
     *,
     id: str | None = None,
     names: str | None = None,
@@ -48,29 +53,37 @@ def reading(
     delimiter: str | None = None,
     separator: str = "|",
 ) -> dict[str, Any]:
-    """Keywords of `read_features` from flags."""
+    """Keywords of `read_features` from flags; kinds that these do not name are the model's."""
     pairs = [pair.partition("=") for pair in _parts(kinds or "")]
     return {
         "id": id,
         "names": None if names is None else _parts(names),
-        "kinds": {name: kind for name, _, kind in pairs},
+        "kinds": _kinds_of(model) | {name: kind for name, _, kind in pairs},
         "drop": _parts(drop),
         "delimiter": delimiter,
         "separator": separator,
     }
 
 
+def _kinds_of(model: Path | None) -> dict[str, Any]:
+    """Kinds of the columns that a saved model was trained on; where it cannot be read, loading it says why."""
+    from recsys.feature_encoder import FeatureEncoder
+
+    file = None if model is None else model / "features.json"
+    return {} if file is None or not file.exists() else dict(FeatureEncoder.load(file).kinds)
+
+
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def inputs(typed: Sequence[str], **options: str) -> Iterator[NamedInput]:
-    """Rows, as JSON objects or from files."""
+def inputs(typed: Sequence[str], *, model: Path | None = None, **options: str) -> Iterator[NamedInput]:
+    """Rows, as JSON objects or from files, all of whose rows must be usable: each has an answer."""
     from recsys import read_features
 
     for text in typed:
         if text.startswith("@"):
-            table = read_features(text[1:], **reading(**options))
+            table = read_features(text[1:], **reading(model, **options), max_bad_share=0.0)
             ids: Any = range(1, len(table) + 1) if table.ids is None else table.ids.tolist()
             yield from (NamedInput(id, row) for id, row in zip(ids, table.rows(), strict=True))
             continue
@@ -135,6 +148,7 @@ COMMAND = TaskCommand(
     ),
     input_options=_READING,
     presets=False,
+    reads_for_model=True,
 )
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -84,7 +84,8 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
         inner = leave_one_out(split.train)
         learned, validation = inner.train, inner.test
         split = replace(split, seen=validation if split.seen is None else validation.joined(split.seen))
-    features = _features(command, options, training.max_bad_share)
+    known = {"user": learned.users, "item": learned.items}
+    features = _features(command, options, training.max_bad_share, known)
     checkpoint = output.with_name(output.name + ".checkpoint")
     tables = {f"{side}_features": table for side, table in features.items()}
     pipeline = apply_for_training(
@@ -150,8 +151,9 @@ def _evaluate(command: RecommenderCommand, options: argparse.Namespace, runtime:
 
 def _recommend(command: RecommenderCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
     runtime.apply()
-    features = _features(command, options, max_bad_share=0.01)
     pipeline = imported(command.pipeline).load(options.model)
+    known = {"user": pipeline.users, "item": pipeline.items}
+    features = _features(command, options, 0.01, known)
     for side, table in features.items():
         added = pipeline.add_items(table) if side == "item" else pipeline.add_users(table)
         print(f"{len(added)} {side}s added by their features", file=sys.stderr)
@@ -195,8 +197,10 @@ def _read(path: str, options: argparse.Namespace, max_bad_share: float) -> Any:
     return read_interactions(path, **places, ids=options.ids, max_bad_share=max_bad_share)
 
 
-def _features(command: RecommenderCommand, options: argparse.Namespace, max_bad_share: float) -> dict[str, Any]:
-    """The tables in the flags, by side."""
+def _features(
+    command: RecommenderCommand, options: argparse.Namespace, max_bad_share: float, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The tables in the flags, by side, with ids of the kind that is `known`."""
     from recsys.feature_tables import read_features
 
     tables = {}
@@ -205,7 +209,13 @@ def _features(command: RecommenderCommand, options: argparse.Namespace, max_bad_
         if path is not None:
             id_column = getattr(options, f"{side}_features_id") or _id_column(Path(path), side)
             drop = [name for name in (getattr(options, f"{side}_features_drop") or "").split(",") if name]
-            tables[side] = read_features(path, id=id_column, drop=drop, max_bad_share=max_bad_share)
+            tables[side] = read_features(
+                path,
+                id=id_column,
+                drop=drop,
+                max_bad_share=max_bad_share,
+                ids="str" if len(known[side]) and isinstance(known[side][0], str) else "int",
+            )
     return tables
 
 

@@ -75,7 +75,7 @@ class TaskCommand:
     `draw(input, answer, file)` writes a picture of an answer to `file`, for `predict --pictures`.
     `baseline(train, validation, config)` is a line about a simple model, printed beside the result.
     `check(examples, path, pictures)` describes data in lines and may write pictures: with it there is the verb
-    `check`.
+    `check`. With `reads_for_model`, `read` in evaluate and `inputs` have the saved model's directory as `model`.
     """
 
     name: str
@@ -95,6 +95,7 @@ class TaskCommand:
     portion: int = 1024
     draw: Callable[[Any, Any, Path], None] | None = None
     check: Callable[[Any, Path, Path | None], Sequence[str]] | None = None
+    reads_for_model: bool = False
 
     def pipeline_class(self) -> Any:
         """The pipeline's class."""
@@ -211,8 +212,18 @@ def _baseline(command: TaskCommand, train: Any, validation: Any, config: Config)
 
 
 def _read(command: TaskCommand, options: argparse.Namespace, path: str, split: str, max_bad_share: float) -> Any:
-    given = _given(options, "reader", command.reader_options)
+    given = _given(options, "reader", command.reader_options) | _model_of(command, options)
     return command.read(Path(path), split, max_bad_share=max_bad_share, **given)
+
+
+def _inputs(command: TaskCommand, options: argparse.Namespace) -> Iterable[Any]:
+    given = _given(options, "input", command.input_options) | _model_of(command, options)
+    return command.inputs(options.inputs, **given)
+
+
+def _model_of(command: TaskCommand, options: argparse.Namespace) -> dict[str, Any]:
+    model = getattr(options, "model", None) if options.verb in ("evaluate", "predict") else None
+    return {"model": Path(model)} if command.reads_for_model and model is not None else {}
 
 
 def _given(options: argparse.Namespace, kind: str, names: Sequence[ReaderOption | AnswerOption]) -> dict[str, Any]:
@@ -327,8 +338,7 @@ def _predict(command: TaskCommand, options: argparse.Namespace, runtime: Runtime
         if options.output is not None:
             stream = stack.enter_context(Path(options.output).open("w", encoding="utf-8"))
         # In portions, so that many inputs need no more memory than a few.
-        asked_of_inputs = _given(options, "input", command.input_options)
-        inputs = map(_named, command.inputs(options.inputs, **asked_of_inputs))
+        inputs = map(_named, _inputs(command, options))
         pictures = _Pictures(command, options)
         while portion := list(itertools.islice(inputs, command.portion)):
             values = [source.value for source in portion]
@@ -404,7 +414,7 @@ def _predict_on_ray(command: TaskCommand, options: argparse.Namespace, runtime: 
         raise ValueError("--pictures are drawn by the engine local only.")
     count = answer_inputs(
         ray_job(options),
-        command.inputs(options.inputs),
+        _inputs(command, options),
         Path(options.output),
         num_workers=num_workers(runtime),
         portion=min(command.portion, _RAY_PORTION),

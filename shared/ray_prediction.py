@@ -154,8 +154,8 @@ class Parts:
         wrong = next((text for text in texts if not isinstance(text, str)), None)
         if wrong is not None:
             raise TypeError(
-                f"`--engine ray` takes inputs that are texts or paths of files; received {type(wrong).__name__}, as of "
-                "a film. Use the engine local for these."
+                "`--engine ray` takes inputs that are texts or paths of files, not rows of tables or frames of films. "
+                "Use --engine local for these."
             )
         file = self.directory / _INPUTS.format(number)
         if same and file.exists() and self.inputs_of(number) != list(texts):

@@ -150,8 +150,8 @@ def input_names(columns: tuple[str, ...]) -> dict[str, str]:
 
 def _table(part: CategoryEncoding) -> tf.lookup.StaticHashTable:
     start = part.first + part.missing_rows
-    keys = tf.constant([entry.encode("utf-8", "surrogatepass") for entry in part.vocabulary], tf.string)
-    values = tf.range(start + 1, start + 1 + len(part.vocabulary), dtype=tf.int32)
+    keys = tf.constant([entry.encode("utf-8", "surrogatepass") for entry in part.places], tf.string)
+    values = tf.constant(list(part.places.values()), tf.int32)
     return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), start)
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from recsys import Features, read_criteo, read_features
+from recsys.feature_encoder import FeatureEncoder
+from recsys.features import Categories
 
 
 def written(tmp_path: Path, text: str, name: str = "table.csv") -> Path:
@@ -162,6 +164,59 @@ def test_parquet_files(tmp_path: Path) -> None:
     assert found["v"] == [[1.5, 2], None, [3, 4]]
     assert table.targets is not None
     assert table.targets.tolist() == [0, 1, 1]
+
+
+def test_parquet_types_and_missing_texts(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is an extra")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is an extra")
+    path = tmp_path / "t.parquet"
+    made = {
+        "id": [5.0, 6.0, 7.0],
+        "at": pyarrow.array([1_500_000, None, 2_000_000], pyarrow.timestamp("us")),
+        "c": ["NA", "a", "?"],
+        "long": pyarrow.array([1, 2, 3], pyarrow.duration("s")),
+    }
+    parquet.write_table(pyarrow.table(made), path)
+    table = read_features(path, id="id", drop=["long"])
+    assert plain(table) == {"at": [1, None, 2], "c": [None, "a", None]}
+    assert table.ids is not None
+    assert table.ids.tolist() == [5, 6, 7]
+    with pytest.raises(ValueError, match=r"column 'long' is of type duration\[s\], which is no feature"):
+        read_features(path, id="id")
+
+
+def test_kinds_of_ids(tmp_path: Path) -> None:
+    path = written(tmp_path, "id,n\n1,5\n2,6\n")
+    for ids, expected in (("auto", [1, 2]), ("int", [1, 2]), ("str", ["1", "2"])):
+        table = read_features(path, id="id", ids=ids)  # type: ignore[arg-type]
+        assert table.ids is not None
+        assert table.ids.tolist() == expected
+    mixed = written(tmp_path, "id,n\n1,5\nx,6\n0,7\n")
+    table = read_features(mixed, id="id", ids="int", max_bad_share=0.5)
+    assert table.ids is not None
+    assert table.ids.tolist() == [1, 0]
+    assert [bad.reason for bad in table.bad_records] == ["the id 'x' must be a whole number"]
+    with pytest.raises(ValueError, match="`ids` must be one of auto, str, int; received 'text'"):
+        read_features(path, id="id", ids="text")  # type: ignore[arg-type]
+    whole = written(tmp_path, '{"id": 1.0, "n": 1}\n{"id": 2.0, "n": 1}\n', "t.jsonl")
+    table = read_features(whole, id="id")
+    assert table.ids is not None
+    assert table.ids.tolist() == [1, 2]
+
+
+def test_bools_and_whole_floats_are_spelled_as_values_are(tmp_path: Path) -> None:
+    path = written(tmp_path, "member,zip,mixed\nTrue,10115.0,True\nFalse,,2.0\ntrue,7.0,maybe\n")
+    table = read_features(path, kinds={"zip": "categorical"})
+    assert plain(table) == {
+        "member": ["true", "false", "true"], "zip": ["10115", None, "7"], "mixed": ["True", "2.0", "maybe"],
+    }  # fmt: skip
+    forms = {name: column.form for name, column in table.columns.items() if isinstance(column, Categories)}
+    assert forms == {"member": "bool", "zip": "int", "mixed": "str"}
+    encoder = FeatureEncoder.fit(table, min_count=1)
+    values: Any = {"member": [True, False, True], "zip": [10115, None, 7.0], "mixed": [True, 2, "maybe"]}
+    texts = {"member": ["True", "FALSE", "true"], "zip": ["10115.0", None, "7"], "mixed": ["True", "2.0", "maybe"]}
+    for given in (values, texts):
+        assert encoder.encode(given)["categories"].tolist() == encoder.encode(table)["categories"].tolist()
 
 
 @pytest.mark.parametrize(

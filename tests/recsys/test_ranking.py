@@ -22,7 +22,7 @@ from recsys.models.ranking_network import (
     WideDeepNetwork,
     pair_products,
 )
-from recsys.ranking_baselines import ranking_baselines
+from recsys.ranking_baselines import _as_they_are, ranking_baselines
 from recsys.row_batches import RowBatches
 from shared import Config, NotFittedError, TrainingConfig
 from shared.data import InputPipeline, Loading, Stages
@@ -413,6 +413,12 @@ def test_baselines_know_all_kinds_of_columns() -> None:
     # Hour and ad count together only: trees see that, a linear model does not.
     assert found["gradient boosting"]["auc"] > 0.9 > 0.7 > found["logistic regression"]["auc"]
     assert all(tuple(metrics) == ("auc", "log_loss", "accuracy") for metrics in found.values())
+    columns = {"tags": [["a", "b"], [], ["b"]], "ad": ["x", "y", "x"], "more": [["c"], ["c"], []]}
+    table = Features(columns, targets=[0, 1, 0])
+    matrix, _, options = _as_they_are(table.take(np.array([0, 1, 2] * 2)), table)
+    assert matrix.shape == (6, 1 + 3 + 2)  # the category; each tag and an unknown one; the same of `more`
+    assert matrix[:3, 1:].tolist() == [[0, 1, 1, 0, 1], [0, 0, 0, 0, 1], [0, 0, 1, 0, 0]]
+    assert options["categorical_features"].tolist() == [True] + [False] * 5
     with pytest.raises(ValueError, match="for targets 0 and 1"):
         ranking_baselines(Features(train.columns, targets=np.arange(400)), test)
 

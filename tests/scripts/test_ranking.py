@@ -75,6 +75,25 @@ def test_train_evaluate_predict_export(files: Path, tmp_path: Path, capsys: pyte
     expected = Ranker.load(model).scores(clicks(80, seed=1))
     np.testing.assert_allclose([answer["score"] for answer in answers[1:]], expected, atol=1e-4)
     assert call(capsys, "export", "--model", model, "--output", tmp_path / "saved")[0] == 0
+    # Kinds are those of training: one tag is a list, and a code with e between digits no number.
+    rows = tmp_path / "rows.csv"
+    rows.write_text("hour,ad,zip,price,tags,clicked\n3,ad0,1234e567,2,a,click\n3,ad0,1234e567,2,a,none\n")
+    code, out, err = call(capsys, "predict", "--model", model, f"@{rows}")
+    assert code == 0, err
+    expected = Ranker.load(model).scores([{"hour": 3, "ad": "ad0", "zip": "1234e567", "price": 2, "tags": ["a"]}] * 2)
+    np.testing.assert_allclose([json.loads(line)["score"] for line in out.splitlines()], expected, atol=1e-6)
+    assert call(capsys, "evaluate", "--model", model, "--data", rows, *labels)[1].startswith("2 rows, 1 clicks")
+    with rows.open("a") as stream:
+        stream.write("3,ad0,1\n")
+    code, _, err = call(capsys, "predict", "--model", model, f"@{rows}")
+    assert code == 2
+    assert "1 of 3 rows cannot be used; the first:" in err
+    assert "rows.csv:4: expected 6 cells, received 3" in err
+    code, _, err = call(
+        capsys, "predict", "--model", model, row, "--engine", "ray", "--output", tmp_path / "answers.jsonl"
+    )
+    assert code == 2
+    assert "not rows of tables or frames of films" in err
 
 
 def test_mistakes_are_one_line_and_code_2(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,6 +85,23 @@ def test_train_with_features_and_ask_for_newcomers(
     assert "full ranking" in out
 
 
+def test_ids_of_features_are_of_the_kind_of_the_interactions(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(
+        capsys, "train", "--train", files / "chosen.csv", "--ids", "str", "--output", tmp_path / "model", "--epochs", 1,
+        "--item-features", files / "items.csv", "--item-features-drop", "title", *_SMALL,
+    )  # fmt: skip
+    assert code == 0, err
+    code, out, err = call(
+        capsys, "recommend", "--model", tmp_path / "model", "--users", "u001", "--k", 2,
+        "--item-features", files / "new-items.csv",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "1 items added by their features" in err
+    assert all(isinstance(item, str) for item in json.loads(out)["items"])
+
+
 def test_mistakes_are_one_line_and_code_2(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = ("train", "--train", files / "chosen.csv", "--output", tmp_path / "model")
     nameless = tmp_path / "nameless.csv"
@@ -93,7 +110,7 @@ def test_mistakes_are_one_line_and_code_2(files: Path, tmp_path: Path, capsys: p
         ((*train, "--item-features", files / "nothing.csv"), "nothing at"),
         ((*train, "--item-features", nameless), "no column is known to hold ids of items. Name it with --item-fea"),
         ((*train, "--user-features", files / "users.csv", "--user-features-id", "who"), "there is no column 'who'"),
-        ((*train, "--item-features", files / "users.csv", "--item-features-id", "userId"), "item"),
+        ((*train, "--item-features", files / "users.csv", "--item-features-id", "userId"), "id 'u000' must be a whole"),
         ((*train, "--temperature", 0), "temperature"),
     ]:
         code, out, err = call(capsys, *arguments)
