@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from shared import TrainingConfig
 from tests.vision.test_detection import shapes
@@ -92,12 +93,31 @@ def test_labels_that_agree_keep_the_head_which_answers_as_in_keras_hub(hub):
     np.testing.assert_allclose(found.boxes[0], boxes[query], atol=1e-2)
 
 
-def test_it_trains_with_other_classes_shows_map_saves_and_exports(hub, tmp_path, caplog):
-    directory, data = hub[0], shapes(8)
+def test_its_loss_reaches_every_part_with_other_classes(hub, caplog):
     with caplog.at_level("INFO"):
-        detector = ObjectDetector.from_preset(directory, labels="from_data", **_FRAME)
+        detector = ObjectDetector.from_preset(hub[0], labels="from_data", **_FRAME)
     assert "the head of the detector is new" in caplog.text
     assert not detector.is_fitted
+    task = detector.training_task(shapes(4), TrainingConfig(batch_size=4))
+    batch = {name: tf.constant(values) for name, values in next(task.batches.epoch()).items()}
+    variables = task.model.trainable_variables
+    with tf.GradientTape() as tape:
+        loss = task.loss(batch)
+    gradients = tape.gradient(loss, [variable.value for variable in variables])
+    found = [
+        (variable, gradient) for variable, gradient in zip(variables, gradients, strict=True) if gradient is not None
+    ]
+    assert np.isfinite([float(tf.norm(gradient)) for _, gradient in found]).all()
+    reached = {id(variable) for variable, gradient in found if tf.reduce_any(gradient != 0)}
+    model = task.model
+    for part in (model.backbone, model.enc_score_head, model.decoder):
+        assert reached & set(map(id, part.trainable_variables)), part.name
+
+
+@pytest.mark.slow
+def test_it_trains_with_other_classes_shows_map_saves_and_exports(hub, tmp_path):
+    directory, data = hub[0], shapes(8)
+    detector = ObjectDetector.from_preset(directory, labels="from_data", **_FRAME)
     training = TrainingConfig(epochs=2, batch_size=4, learning_rate=2e-3, warmup=0.0)
     history = detector.fit(data, data, training=training)
     assert all("validation_map_50" in record for record in history.records)

@@ -99,7 +99,7 @@ def test_the_head_comes_along_and_answers_as_keras_hub_does(hub):
     np.testing.assert_array_equal(windows[:8, :8], segmenter.predict([image])[0].mask[:8, :8])
 
 
-def test_it_trains_with_other_classes_saves_and_exports(hub, tmp_path, caplog):
+def test_it_trains_with_other_classes_and_saves(hub, tmp_path, caplog):
     directory, theirs = hub
     data = scenes(8)
     with caplog.at_level("INFO"):
@@ -117,9 +117,14 @@ def test_it_trains_with_other_classes_saves_and_exports(hub, tmp_path, caplog):
     for answer, again in zip(segmenter.predict(data.inputs), loaded.predict(data.inputs), strict=True):
         assert answer.mask.shape == (48, 64)
         np.testing.assert_array_equal(answer.mask, again.mask)
+
+
+@pytest.mark.slow
+def test_it_can_be_exported(hub, tmp_path):
+    segmenter = ImageSegmenter.from_preset(hub[0], **_FRAME)
     # ONNX is tried on the contract's networks: here its conversion takes longer than all the rest.
     for export_format in ("saved_model", "litert"):
-        assert loaded.export(tmp_path / export_format, export_format).max_difference < 1e-3
+        assert segmenter.export(tmp_path / export_format, export_format).max_difference < 1e-3
 
 
 def test_frames_need_not_be_square_where_keras_hub_can(hub):
