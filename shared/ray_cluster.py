@@ -19,6 +19,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ _REMEMBERED = 10_000
 # What the first worker prints, and what it came to.
 _SHOWN, _OUTCOME = "shown.txt", "outcome.json"
 _SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_APART = 20.0
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,8 @@ def _in_worker(config: dict[str, Any]) -> None:
     os.environ[LAUNCHED] = "1"  # how the whole is resumed is said by the process that the user started
     is_first = ray.train.get_context().get_world_rank() == 0
     told, job = config["told"], config["job"]
+    if (told / _OUTCOME).exists():
+        return  # started anew after a refusal: there is no use in asking again
     module = job.module()
     with contextlib.ExitStack() as stack:
         shown = stack.enter_context((told / _SHOWN if is_first else Path(os.devnull)).open("a", encoding="utf-8"))
@@ -193,13 +197,22 @@ def _in_worker(config: dict[str, Any]) -> None:
         code = int(module.main(module.COMMAND, list(job.arguments)))
     lines = errors.end.strip().splitlines()
     message = lines[-1].removeprefix("error: ") if code and lines else ""
-    if code == 2:
-        # The first to refuse tells why; where it is not the first worker, the others must not wait for it.
-        write_whole(told / _OUTCOME, json.dumps([code, message]))
-    if code and not (is_first and code == 2):
+    if code not in (0, 2):
         raise RuntimeError(f"exit code {code}: {message}")
-    if is_first and not code:
+    if is_first:
         write_whole(told / _OUTCOME, json.dumps([code, message]))
+    elif code and not _appears(told / _OUTCOME):
+        # Refused here alone: the first worker waits for this one, and is ended by its fault.
+        write_whole(told / _OUTCOME, json.dumps([code, message]))
+        raise RuntimeError(f"exit code {code}: {message}")
+
+
+def _appears(file: Path) -> bool:
+    """Whether a file is there, or comes within the time that two workers may be apart in refusing the same."""
+    end = time.monotonic() + _SECONDS_APART
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return file.exists()
 
 
 def write_whole(path: Path, text: str) -> None:
