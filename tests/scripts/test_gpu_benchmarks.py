@@ -101,4 +101,5 @@ def test_checkpointing_is_compared_in_processes_of_their_own(gpu_benchmarks, tin
     result = memory_benchmarks.gradient_checkpointing(1, sizes=sizes)
     assert list(result["rates"]) == ["as usual", "gradient checkpointing"]
     assert all(rate["median"] > 0 for rate in result["rates"].values())
-    assert all(value > 0 for value in result["figures"].values())
+    assert all(value > 0 for name, value in result["figures"].items() if name.startswith("peak memory"))
+    assert all(value >= 0 for value in result["figures"].values())
