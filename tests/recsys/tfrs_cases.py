@@ -215,6 +215,8 @@ def test_the_script_trains_and_answers(tmp_path: Path, capsys: pytest.CaptureFix
     train += ["--dim", 8, "--epochs", 5, "--batch-size", 64, "--learning-rate", 0.2]
     assert main(command, [str(part) for part in train]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["tfrs_retrieval", "saved", "popularity", "item_knn", "ease"]
+    assert [line.split()[0] for line in lines[1:]] == [
+        *("tfrs_retrieval", "saved", "baselines", "popularity", "item_knn", "ease")
+    ]
     assert main(command, ["recommend", "--model", str(tmp_path / "model"), "--users", "u000", "--k", "2"]) == 0
     assert '"origin": "model"' in capsys.readouterr().out
