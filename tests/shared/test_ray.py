@@ -146,7 +146,7 @@ def test_parts_answered_by_other_weights_are_refused(tmp_path, flags):
 
 
 def test_inputs_that_are_no_texts_are_refused(tmp_path):
-    with pytest.raises(TypeError, match="Use the engine local"):
+    with pytest.raises(TypeError, match="Use --engine local"):
         Parts(tmp_path / "parts").spool(JOB, [object()], 2)
 
 
