@@ -26,10 +26,11 @@ from recsys.models.ials import Solver
 from recsys.models.item_knn import Weighting
 from recsys.models.scorers import ItemScorer, PopularityScorer, Scorer
 from recsys.recipes import SOLVED, factor_scorer, popularity_of, scorer_from_arrays, solved, trainer
+from recsys.recommender import Recommender
 from recsys.rounds import run_epochs
 from shared.config import Config, option
 from shared.data import Loading
-from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
+from shared.pipeline import ExportFormat, FitOptions, History, Metrics
 from shared.runtime import current_runtime
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class CollaborativeFilterConfig(Config):
     seed: int = option(0, "seed of the initial factors", minimum=0)
 
 
-class CollaborativeFilter(Pipeline):
+class CollaborativeFilter(Recommender):
     """Interactions in, items for users out.
 
     Users and items are the caller's own ids. The ladder for users: who has a history gets the model's answer, also
@@ -102,21 +103,6 @@ class CollaborativeFilter(Pipeline):
         self._network: keras.Model | None = None
 
     # Answers.
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether the pipeline can answer."""
-        return self._fitted is not None
-
-    @property
-    def users(self) -> tuple[Id, ...]:
-        """The users it knows, those folded in too."""
-        return tuple(self._parts("users").audience.users.entries.tolist())
-
-    @property
-    def items(self) -> tuple[Id, ...]:
-        """The catalogue: the items of the training set, sorted."""
-        return tuple(self._parts("items").items.entries.tolist())
 
     def recommend(
         self,
@@ -345,11 +331,6 @@ class CollaborativeFilter(Pipeline):
 
     def _evaluate(self, data: Any, loading: Loading) -> Metrics:
         return self.evaluate(data)
-
-    def _parts(self, verb: str) -> Fitted:
-        self._require_fitted(verb)
-        assert self._fitted is not None
-        return self._fitted
 
     def _signals(self, *, rated: bool) -> Signals:
         config = self.config

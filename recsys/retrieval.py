@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import scipy.sparse as sp
 
-from recsys.answering import pair_answers, recommendations, similar_answers
-from recsys.answers import Id, Recommendations, Scores, SimilarItems
+from recsys.answering import recommendations
+from recsys.answers import Id, Recommendations
 from recsys.audience import Audience, Signals
 from recsys.feature_encoder import FeatureEncoder
 from recsys.features import Features
@@ -23,10 +23,11 @@ from recsys.fitted import Fitted
 from recsys.ids import IdIndex
 from recsys.interactions import Interactions, as_interactions
 from recsys.models.scorers import Arrays, PopularityScorer
+from recsys.recommender import Recommender
 from recsys.tower_training import SIDES, TowerRun, tower_network
 from shared.config import Config, option
 from shared.data import Loading
-from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
+from shared.pipeline import ExportFormat, FitOptions, History, Metrics
 
 if TYPE_CHECKING:
     import keras
@@ -63,7 +64,7 @@ class TwoTowerRetrieverConfig(Config):
             raise ValueError(f"`hidden_dims` must be widths of at least 1; received {list(self.hidden_dims)}.")
 
 
-class TwoTowerRetriever(Pipeline):
+class TwoTowerRetriever(Recommender):
     """Interactions in, and features of users and items where there are any; items for users out.
 
     Users and items are the caller's own ids. The ladder for users: who was in training gets the model's answer; so does
@@ -95,33 +96,6 @@ class TwoTowerRetriever(Pipeline):
 
     # Answers.
 
-    @property
-    def is_fitted(self) -> bool:
-        """Whether the pipeline can answer."""
-        return self._fitted is not None
-
-    @property
-    def users(self) -> tuple[Id, ...]:
-        """The users it knows, those who came later too."""
-        return tuple(self._parts("users").audience.users.entries.tolist())
-
-    @property
-    def items(self) -> tuple[Id, ...]:
-        """The catalogue: the items of the training set that somebody liked, sorted, then those added."""
-        return tuple(self._parts("items").items.entries.tolist())
-
-    def recommend(
-        self,
-        users: Sequence[Id],
-        k: int = 10,
-        *,
-        seen: bool = True,
-        exclude: Iterable[Id] = (),
-        candidates: Iterable[Id] | None = None,
-    ) -> list[Recommendations]:
-        """The best `k` items for each user; see `CollaborativeFilter.recommend`."""
-        return recommendations(self._parts("recommend"), users, k, seen=seen, exclude=exclude, candidates=candidates)
-
     def recommend_by_features(
         self, features: Any, k: int = 10, *, exclude: Iterable[Id] = (), candidates: Iterable[Id] | None = None
     ) -> list[Recommendations]:
@@ -148,19 +122,6 @@ class TwoTowerRetriever(Pipeline):
         audience = Audience(IdIndex(np.arange(count), "user"), nothing, vectors, yes, yes)
         asked = replace(fitted, audience=audience)
         return recommendations(asked, list(range(count)), k, exclude=exclude, candidates=candidates)
-
-    def predict(self, inputs: Sequence[Any]) -> list[Scores]:
-        """Scores of pairs, in their order: inner products of vectors; see `CollaborativeFilter.predict`."""
-        return pair_answers(self._parts("predict"), inputs)
-
-    def similar_items(self, items: Sequence[Id], k: int = 10) -> list[SimilarItems]:
-        """The `k` items whose vectors have the largest cosines with that of each of `items`.
-
-        Raises:
-            NotFittedError: before `fit`.
-            ValueError: for items that are not in the catalogue.
-        """
-        return similar_answers(self._parts("similar_items"), items, k)
 
     def evaluate(
         self,
@@ -392,11 +353,6 @@ class TwoTowerRetriever(Pipeline):
 
     def _evaluate(self, data: Any, loading: Loading) -> Metrics:
         return self.evaluate(data)
-
-    def _parts(self, verb: str) -> Fitted:
-        self._require_fitted(verb)
-        assert self._fitted is not None
-        return self._fitted
 
     @property
     def _scorer(self) -> TowerScorer:

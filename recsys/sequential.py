@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from recsys.answering import pair_answers, recommendations, similar_answers
-from recsys.answers import Id, Recommendations, Scores, SimilarItems
+from recsys.answering import recommendations
+from recsys.answers import Id, Recommendations
 from recsys.audience import Audience, Signals
 from recsys.fitted import Fitted, fingerprint_of
 from recsys.ids import IdIndex, numbered
 from recsys.interactions import Interactions, as_interactions, pair_matrix
 from recsys.models.scorers import Arrays, PopularityScorer
 from recsys.recipes import popularity_of
+from recsys.recommender import Recommender
 from recsys.sequences import NO_ITEM, Sequences
 from shared.config import Config, option
 from shared.data import Arrays as Batch
 from shared.data import InputPipeline, Loading, Stages
 from shared.examples import Examples, listed
-from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
+from shared.pipeline import ExportFormat, FitOptions, History, Metrics
 
 if TYPE_CHECKING:
     import keras
@@ -67,7 +68,7 @@ class SequentialRecommenderConfig(Config):
             raise ValueError(f"`num_heads` must divide `dim`; received {self.num_heads} heads and dim {self.dim}.")
 
 
-class SequentialRecommender(Pipeline):
+class SequentialRecommender(Recommender):
     """Interactions in the order of time in, the next items out.
 
     Users and items are the caller's own ids. A user's answer depends on what they chose, not on who they are: users
@@ -99,28 +100,6 @@ class SequentialRecommender(Pipeline):
     def is_fitted(self) -> bool:
         """Whether the pipeline can answer."""
         return self._trained
-
-    @property
-    def users(self) -> tuple[Id, ...]:
-        """The users it knows, those folded in too."""
-        return tuple(self._parts("users").audience.users.entries.tolist())
-
-    @property
-    def items(self) -> tuple[Id, ...]:
-        """The catalogue: the items of the training set, sorted."""
-        return tuple(self._parts("items").items.entries.tolist())
-
-    def recommend(
-        self,
-        users: Sequence[Id],
-        k: int = 10,
-        *,
-        seen: bool = True,
-        exclude: Iterable[Id] = (),
-        candidates: Iterable[Id] | None = None,
-    ) -> list[Recommendations]:
-        """The best `k` next items for each user; see `CollaborativeFilter.recommend`."""
-        return recommendations(self._parts("recommend"), users, k, seen=seen, exclude=exclude, candidates=candidates)
 
     def recommend_next(
         self,
@@ -159,19 +138,6 @@ class SequentialRecommender(Pipeline):
         places = list(range(len(lists)))
         asked = replace(fitted, audience=audience)
         return recommendations(asked, places, k, seen=seen, exclude=exclude, candidates=candidates)
-
-    def predict(self, inputs: Sequence[Any]) -> list[Scores]:
-        """Scores of pairs as the user's next item, in their order; see `CollaborativeFilter.predict`."""
-        return pair_answers(self._parts("predict"), inputs)
-
-    def similar_items(self, items: Sequence[Id], k: int = 10) -> list[SimilarItems]:
-        """The `k` items whose vectors have the largest cosines with that of each of `items`.
-
-        Raises:
-            NotFittedError: before `fit`.
-            ValueError: for items that training did not have.
-        """
-        return similar_answers(self._parts("similar_items"), items, k)
 
     def fold_in(self, interactions: Any) -> None:
         """Take in interactions that came after training, of new users or known ones; the model stays as it is.
@@ -345,10 +311,6 @@ class SequentialRecommender(Pipeline):
 
     def _evaluate(self, data: Any, loading: Loading) -> Metrics:
         return self.evaluate(data)
-
-    def _parts(self, verb: str) -> Fitted:
-        self._require_fitted(verb)
-        return self._known
 
     @property
     def _known(self) -> Fitted:

@@ -8,7 +8,8 @@ it. Data, answers and files are those of the other recommenders. Of `TrainingCon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import abc
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 import scipy.sparse as sp
 
-from recsys.answering import pair_answers, plain, recommendations, similar_answers
-from recsys.answers import Id, Recommendations, Scores, SimilarItems
+from recsys.answering import pair_answers, plain
+from recsys.answers import Id, Scores
 from recsys.audience import Audience, Signals
 from recsys.fitted import Fitted, fingerprint_of
 from recsys.ids import IdIndex
@@ -30,13 +31,14 @@ from recsys.models.serving import export_recommender
 from recsys.models.tfrs_models import RankerModel, RetrieverModel, TfrsTrainer, factorized_top_k, top_k_index
 from recsys.models.two_tower import TowerScorer
 from recsys.recipes import popularity_of
+from recsys.recommender import Recommender
 from recsys.rounds import run_epochs
 from recsys.tfrs_config import TFRSRankerConfig, TFRSRetrieverConfig
 from recsys.tower_training import numbered_histories
 from shared.config import Config
 from shared.data import Loading
 from shared.export import ExportReport
-from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
+from shared.pipeline import ExportFormat, FitOptions, History, Metrics
 
 if TYPE_CHECKING:
     import keras
@@ -74,48 +76,13 @@ class _Numbered:
         return Fitted(self.items, scorer, audience, PopularityScorer(popularity_of(self.matrix)), self.signals)
 
 
-class _TFRSPipeline(Pipeline):
+class _TFRSPipeline(Recommender):
     """What both have in common: all but the model, its scorer, and what is said of ratings."""
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)
         self._fitted: Fitted | None = None
         self._network: keras.Model | None = None
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether the pipeline can answer."""
-        return self._fitted is not None
-
-    @property
-    def users(self) -> tuple[Id, ...]:
-        """The users it knows."""
-        return tuple(self._parts("users").audience.users.entries.tolist())
-
-    @property
-    def items(self) -> tuple[Id, ...]:
-        """The catalogue: the items of the training set that were learned from, sorted."""
-        return tuple(self._parts("items").items.entries.tolist())
-
-    def recommend(
-        self,
-        users: Sequence[Id],
-        k: int = 10,
-        *,
-        seen: bool = True,
-        exclude: Iterable[Id] = (),
-        candidates: Iterable[Id] | None = None,
-    ) -> list[Recommendations]:
-        """The best `k` items for each user; see `CollaborativeFilter.recommend`."""
-        return recommendations(self._parts("recommend"), users, k, seen=seen, exclude=exclude, candidates=candidates)
-
-    def predict(self, inputs: Sequence[Any]) -> list[Scores]:
-        """Scores of pairs, in their order; see `CollaborativeFilter.predict`."""
-        return pair_answers(self._parts("predict"), inputs)
-
-    def similar_items(self, items: Sequence[Id], k: int = 10) -> list[SimilarItems]:
-        """The `k` items whose vectors have the largest cosines with that of each of `items`."""
-        return similar_answers(self._parts("similar_items"), items, k)
 
     def evaluate(
         self,
@@ -164,18 +131,18 @@ class _TFRSPipeline(Pipeline):
         return metrics
 
     @property
-    def _predicts_ratings(self) -> bool:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _predicts_ratings(self) -> bool: ...
 
+    @abc.abstractmethod
     def _trainer(self, data: _Numbered, training: Any) -> tuple[TfrsTrainer, Callable[[], Fitted]]:
         """A model in training, and what answers with its weights as they are."""
-        raise NotImplementedError
 
-    def _ratings(self, fitted: Fitted, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _ratings(self, fitted: Fitted, users: np.ndarray, items: np.ndarray) -> np.ndarray: ...
 
-    def _keras_model(self, fitted: Fitted) -> keras.Model:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _keras_model(self, fitted: Fitted) -> keras.Model: ...
 
     # Training.
 
@@ -216,11 +183,6 @@ class _TFRSPipeline(Pipeline):
 
     def _evaluate(self, data: Any, loading: Loading) -> Metrics:
         return self.evaluate(data)
-
-    def _parts(self, verb: str) -> Fitted:
-        self._require_fitted(verb)
-        assert self._fitted is not None
-        return self._fitted
 
     def _export(self, path: Path, format: ExportFormat) -> ExportReport:
         if format != "saved_model":

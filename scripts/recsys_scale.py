@@ -10,11 +10,11 @@ with tastes, times in random order. `recsys-scale` of results.py runs each model
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,8 +80,14 @@ class Course:
         start = time.monotonic()
         yield
         self.record[f"{name}, s"] = time.monotonic() - start
-        # Linux counts in KiB.
-        self.record[f"peak GiB after {name}"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        self.record[f"peak GiB after {name}"] = _peak_memory()
+
+
+def _peak_memory() -> float:
+    """Highest resident memory of this process in GiB; `getrusage` counts that of the one it was forked from, too."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
 
 
 def run(model: str, file: str, epochs: int) -> dict[str, Any]:

@@ -461,7 +461,8 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
     tune = add_verb("tune", "search over flags of train: trials on a Ray cluster, the bad ones ended early")
     tune.add_argument("--train", required=True, metavar="PATH", help="training examples")
     tune.add_argument("--validation", required=True, metavar="PATH", help="examples whose first metric is to be best")
-    tune.add_argument("--preset", metavar="REF", help="pretrained start, as for train")
+    if command.presets:
+        tune.add_argument("--preset", metavar="REF", help="pretrained start, as for train")
     tune.add_argument("--output", required=True, metavar="DIR", help="where the best trial's pipeline is saved")
     tune.add_argument(
         "--search", required=True, action="append", metavar="NAME=...", help="A,B,C or LOW..HIGH; may be repeated"
