@@ -108,3 +108,25 @@ def gradient_checkpointing() -> dict[str, Any]:
         "less memory in training, at two thirds of the speed or more",
         repeats=5,
     )
+
+
+def gpu() -> dict[str, Any]:
+    """The check of a machine with a GPU, which must be there.
+
+    Raises:
+        FileNotFoundError: where TensorFlow sees none.
+    """
+    record = benchmark_record(
+        "gpu",
+        "A GPU: every task trains, four networks timed",
+        "every task trains; rates stated with card and driver",
+        repeats=5,
+    )
+    if record["card"] is None:
+        raise FileNotFoundError("TensorFlow sees no GPU here. What was measured on another machine stays as it is.")
+    checks, failed = record.pop("checks"), record.pop("failed")
+    record["settings"] = (
+        f"driver {record['driver']}, TensorFlow {record['tensorflow']} built for CUDA {record['cuda']}, no XLA"
+    )
+    record["figures"] = {"tasks tried": len(checks), "tasks that train": len(checks) - len(failed)} | record["figures"]
+    return record

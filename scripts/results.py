@@ -45,6 +45,7 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "image-classification": vision_experiments.image_classification,
     "kill-and-resume": frame_experiments.kill_and_resume,
     "gradient-checkpointing": frame_experiments.gradient_checkpointing,
+    "gpu": frame_experiments.gpu,
     "ray-answers": ray_experiments.ray_answers,
     "two-workers": worker_experiments.two_workers,
     "trec": nlp_experiments.trec,
@@ -86,6 +87,7 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
 # Each target as a machine reads it; what only its words say (flat memory, a stated difference) is left to the reader. A
 # metric is the mean over runs, "minutes" the longest run; a bound that is a text names another figure.
 BOUNDS: dict[str, list[dict[str, Any]]] = {
+    "gpu": [{"figure": "tasks that train", "at_least": "tasks tried"}],
     "gradient-checkpointing": [
         {"figure": "memory in training, with / without", "at_most": 0.7},
         {"ratio": "gradient checkpointing / as usual", "at_least": 0.67},
@@ -200,7 +202,9 @@ def _section(name: str, record: dict[str, Any]) -> str:
     lines = [f"## {record['title']}\n", f"- command: `python scripts/results.py {name}`"]
     if "benchmark" in record:
         lines.append(f"- measured by: `python scripts/benchmark.py {record['benchmark']}`")
-    lines += [f"- {key}: {record[key]}" for key in ("data", "overlap", "files", "settings", "metric") if key in record]
+    lines += [
+        f"- {key}: {record[key]}" for key in ("data", "overlap", "files", "settings", "metric", "note") if key in record
+    ]
     if "target" in record:
         lines.append(f"- target: {record['target']}{_verdict(record)}")
     where = f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}"
@@ -293,13 +297,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the named experiments, then render the page."""
     parser = OneLineParser(description="Run experiments and write docs/results.md.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(EXPERIMENTS)}; none: only render")
-    parser.add_argument("--all", action="store_true", help="run every experiment")
+    parser.add_argument("--all", action="store_true", help="run every experiment but gpu, which needs one")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in EXPERIMENTS]
     if unknown:
         raise ValueError(f"There is no experiment {unknown[0]!r}. Experiments: {', '.join(EXPERIMENTS)}.")
     RuntimeConfig().apply()
-    for name in EXPERIMENTS if options.all else options.names:
+    for name in [name for name in EXPERIMENTS if name != "gpu"] if options.all else options.names:
         run_experiment(name)
     keep(kept())
     _PAGE.write_text(render(kept()), encoding="utf-8")

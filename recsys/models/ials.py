@@ -24,9 +24,11 @@ from recsys.models.least_squares import descend_rows, solve_rows
 
 Solver: TypeAlias = Literal["conjugate_gradient", "exact"]
 
-# What solutions by conjugate gradients may be wrong by, relative to their length: in training, whose next epoch goes
-# on from there, and for users who are folded in; and the most steps to them.
-_TOLERANCE, _FOLD_TOLERANCE, _MOST_STEPS = 0.01, 1e-3, 100
+# What solutions by conjugate gradients may be wrong by, relative to their length, and the most steps to them. In
+# training the next epoch goes on from there: on the sets of the benchmark `ials` two steps a side give lower objectives
+# after 5, 10 and 20 epochs than solutions to the end, for the vectors change anyway. Folding in has no next epoch.
+_TOLERANCE, _MOST_STEPS = 0.01, 2
+_FOLD_TOLERANCE, _MOST_FOLD_STEPS = 1e-3, 100
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,11 @@ class Ials:
         ridge = self.ridge(np.diff(matrix.indptr), matrix.shape[1])
         if self.solver == "exact":
             return rotated, solve_rows(matrix, rotated, base=base, ridge=ridge), basis
-        begin, tolerance = (None, _FOLD_TOLERANCE) if start is None else (start @ basis, _TOLERANCE)
+        begin, tolerance, steps = (
+            (None, _FOLD_TOLERANCE, _MOST_FOLD_STEPS) if start is None else (start @ basis, _TOLERANCE, _MOST_STEPS)
+        )
         solved = descend_rows(
-            matrix, rotated, base=base, ridge=ridge, start=begin, tolerance=tolerance, max_steps=_MOST_STEPS
+            matrix, rotated, base=base, ridge=ridge, start=begin, tolerance=tolerance, max_steps=steps
         )
         return rotated, solved, basis
 

@@ -193,7 +193,7 @@ def test_ials_ends_where_the_exact_solver_does() -> None:
     for solver in get_args(Solver):
         recipe = Ials(0.01, 0.1, 1.0, solver=solver)
         users, items = recipe.start(matrix, 8, seed=0)
-        for _ in range(15):
+        for _ in range(40):
             users, items = recipe.epoch(matrix, matrix.T.tocsr(), users, items)
         losses.append(recipe.loss(matrix, users, items))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from vision.models.normalization import FusedBatchNormalization
+from vision.models.normalization import FusedBatchNormalization, fuse_normalization
 
 
 def _pair(trainable: bool = True) -> list[keras.layers.Layer]:
@@ -35,7 +35,43 @@ def test_outputs_gradients_and_averages_are_those_of_keras(training, trainable):
         np.testing.assert_allclose(fused, usual, rtol=2e-4, atol=2e-4)
 
 
-def test_other_precisions_are_keras_s():
-    layer = FusedBatchNormalization(dtype="mixed_bfloat16")
-    y = layer(tf.ones((2, 3, 3, 4), tf.bfloat16), training=True)
-    assert y.dtype == tf.bfloat16
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("training", [True, False])
+def test_in_mixed_precision_too(training, precision):
+    x = tf.cast(np.random.default_rng(1).normal(2, 3, (3, 5, 7, 6)), precision)
+    results = []
+    for cls in (keras.layers.BatchNormalization, FusedBatchNormalization):
+        layer = cls(momentum=0.9, dtype=f"mixed_{precision}")
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=training)
+            loss = tf.reduce_sum(tf.cast(y, tf.float32) ** 2 * tf.range(7.0)[:, None])
+        gradients = tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])
+        assert (y.dtype, gradients[0].dtype, gradients[1].dtype) == (x.dtype, x.dtype, tf.float32)
+        results.append([tf.cast(value, tf.float32).numpy() for value in [y, *gradients, *layer.get_weights()]])
+    for usual, fused in zip(*results, strict=True):
+        # One unit in the last place of bfloat16 is 2^-8 of the value.
+        np.testing.assert_allclose(fused, usual, rtol=0.02, atol=0.02 * np.abs(usual).max())
+
+
+@pytest.mark.parametrize("options", [{"scale": False}, {"center": False}, {"renorm": True}])
+def test_layers_of_other_settings_are_those_of_keras(options):
+    x = tf.constant(np.random.default_rng(1).normal(2, 3, (3, 5, 7, 6)), tf.float32)
+    usual, fused = (
+        cls(**options)(x, training=True) for cls in (keras.layers.BatchNormalization, FusedBatchNormalization)
+    )
+    np.testing.assert_allclose(fused, usual, rtol=2e-4, atol=2e-4)
+
+
+def test_a_network_of_keras_keeps_its_layers_and_answers():
+    network = keras.applications.MobileNetV2(input_shape=(32, 32, 3), include_top=False, weights=None)
+    x = tf.constant(np.random.default_rng(0).normal(0, 1, (24, 32, 32, 3)), tf.float32)
+    names, weights = [weight.path for weight in network.weights], network.get_weights()
+    expected = [network(x, training=training).numpy() for training in (False, True)]
+    network.set_weights(weights)  # as they were before the averages moved
+    assert fuse_normalization(network) is network
+    fused = [layer for layer in network._flatten_layers() if isinstance(layer, FusedBatchNormalization)]
+    assert len(fused) == 52
+    assert [weight.path for weight in network.weights] == names
+    for training, answer in zip((False, True), expected, strict=True):
+        np.testing.assert_allclose(network(x, training=training), answer, rtol=1e-3, atol=1e-3)

@@ -1,7 +1,8 @@
 """Batch normalisation in one operation.
 
-Keras computes it from a dozen elementwise operations, each of which reads and writes the whole feature map. TensorFlow
-has one operation for it, forwards and backwards.
+Keras computes it from a dozen elementwise operations, each of which reads and writes the whole feature map, in float32
+where the map has 16 bits. TensorFlow has one operation for it, forwards and backwards, which computes in float32 and
+reads and writes the map as it is.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from keras import layers
 
 from shared.distribution import sum_over_batch
 
+# What the operation takes; it computes statistics in float32 for all of them.
+_TYPES = (tf.float32, tf.bfloat16, tf.float16)
+
 
 class FusedBatchNormalization(layers.BatchNormalization):
-    """`keras.layers.BatchNormalization` with the same results, faster in training for float32 maps (B, h, w, C)."""
+    """`keras.layers.BatchNormalization` with the same results, faster in training for maps (B, h, w, C)."""
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """(B, h, w, C) -> the same shape; statistics of the batch in training, the moving ones otherwise."""
-        usual = mask is None and self.axis in (-1, 3) and not isinstance(inputs, keras.KerasTensor)
+        usual = mask is None and self.axis in (-1, 3) and not (self.renorm or isinstance(inputs, keras.KerasTensor))
         # Frozen in a network that is trained, it is a product and a sum, with a simpler gradient than the operation's.
         frozen = training and not self.trainable
-        if frozen or not (usual and len(inputs.shape) == 4 and inputs.dtype == tf.float32):
+        if frozen or not (usual and len(inputs.shape) == 4 and inputs.dtype in _TYPES):
             return super().call(inputs, training=training, mask=mask)
         if not training:
             return self._applied(inputs)
@@ -32,13 +36,13 @@ class FusedBatchNormalization(layers.BatchNormalization):
     def _applied(self, inputs: tf.Tensor) -> tf.Tensor:
         mean, variance = self.moving_mean.value, self.moving_variance.value
         outputs: tf.Tensor = tf.compat.v1.nn.fused_batch_norm(
-            inputs, self.gamma.value, self.beta.value, mean, variance, epsilon=self.epsilon, is_training=False
+            inputs, *self._scale_and_offset(), mean, variance, epsilon=self.epsilon, is_training=False
         )[0]
         return outputs
 
     def _trained(self, inputs: tf.Tensor) -> tf.Tensor:
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            inputs, self.gamma.value, self.beta.value, epsilon=self.epsilon, is_training=True
+            inputs, *self._scale_and_offset(), epsilon=self.epsilon, is_training=True
         )[:3]
         # The operation gives the unbiased variance, Keras keeps the biased one.
         count = tf.cast(tf.size(inputs) / tf.shape(inputs)[-1], tf.float32)
@@ -49,7 +53,7 @@ class FusedBatchNormalization(layers.BatchNormalization):
         """By the statistics of the whole batch, of which other devices have other shares: one sum over them."""
         # Distances from the moving mean, which all devices share: squares of the values themselves would round more.
         centre = tf.stop_gradient(self.moving_mean.value)
-        distances = inputs - centre
+        distances = tf.cast(inputs, tf.float32) - centre
         count = tf.cast(tf.size(inputs) / tf.shape(inputs)[-1], tf.float32)
         sums, squares, counts = sum_over_batch(
             tf.reduce_sum(distances, axis=(0, 1, 2)), tf.reduce_sum(tf.square(distances), axis=(0, 1, 2)), count
@@ -57,12 +61,29 @@ class FusedBatchNormalization(layers.BatchNormalization):
         mean = sums / counts
         variance = tf.maximum(squares / counts - tf.square(mean), 0.0)
         self._keep(mean + centre, variance)
-        scale = tf.math.rsqrt(variance + self.epsilon) * self.gamma.value
-        return distances * scale + (self.beta.value - mean * scale)
+        gamma, beta = self._scale_and_offset()
+        scale = tf.math.rsqrt(variance + self.epsilon) * gamma
+        return tf.cast(distances * scale + (beta - mean * scale), inputs.dtype)
+
+    def _scale_and_offset(self) -> tuple[tf.Tensor, tf.Tensor]:
+        shape = self.moving_mean.shape
+        gamma = self.gamma.value if self.scale else tf.ones(shape)
+        return gamma, self.beta.value if self.center else tf.zeros(shape)
 
     def _keep(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             average.assign(average.value * self.momentum + value * (1 - self.momentum))
+
+
+def fuse_normalization(model: keras.Model) -> keras.Model:
+    """Let the batch normalisations of `model`, which others have built, be computed in one operation; gives it back.
+
+    The layers stay what they are, with their names, weights and settings; only their computation is another.
+    """
+    for layer in model._flatten_layers():
+        if type(layer) is layers.BatchNormalization:
+            layer.__class__ = FusedBatchNormalization
+    return model
 
 
 CUSTOM_LAYERS = {"FusedBatchNormalization": FusedBatchNormalization}
