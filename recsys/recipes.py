@@ -14,6 +14,7 @@ from recsys.models.bpr import BprState, bpr_epoch
 from recsys.models.ease import ease_weights
 from recsys.models.ials import Ials
 from recsys.models.item_knn import item_similarities
+from recsys.models.least_squares import BatchedRows
 from recsys.models.scorers import Arrays, FactorScorer, ItemScorer, PopularityScorer, Scorer
 from recsys.models.slim import slim_weights
 from shared.training_config import TrainingConfig
@@ -58,14 +59,15 @@ class IalsTrainer:
     recipe: Ials
     matrix: sp.csr_matrix
     arrays: Arrays
-    transposed: sp.csr_matrix = field(init=False)
+    sides: tuple[BatchedRows, BatchedRows] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.transposed = self.matrix.T.tocsr()
+        dim = self.arrays["users"].shape[1]
+        self.sides = BatchedRows(self.matrix, dim), BatchedRows(self.matrix.T.tocsr(), dim)
 
     def epoch(self, number: int) -> float:
         """Solve both sides once."""
-        users, items = self.recipe.epoch(self.matrix, self.transposed, self.arrays["users"], self.arrays["items"])
+        users, items = self.recipe.epoch(*self.sides, self.arrays["users"], self.arrays["items"])
         self.arrays = {"users": users, "items": items}
         return self.recipe.loss(self.matrix, users, items)
 

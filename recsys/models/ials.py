@@ -20,7 +20,14 @@ from typing import Literal, TypeAlias
 import numpy as np
 import scipy.sparse as sp
 
-from recsys.models.least_squares import descend_rows, solve_rows
+from recsys.models.least_squares import (
+    BatchedRows,
+    descend_rows,
+    gram_matrix,
+    one_blas_thread,
+    row_products,
+    solve_rows,
+)
 
 Solver: TypeAlias = Literal["conjugate_gradient", "exact"]
 
@@ -49,9 +56,11 @@ class Ials:
         return users, np.zeros((num_items, factors), np.float32)
 
     def epoch(
-        self, matrix: sp.csr_matrix, transposed: sp.csr_matrix, users: np.ndarray, items: np.ndarray
+        self, matrix: BatchedRows, transposed: BatchedRows, users: np.ndarray, items: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Solve items for `users`, then users for these items: new factors (U, D) and (I, D).
+
+        The matrix (U, I) and its transpose are in batches for factors of D numbers.
 
         Conjugate gradients begin where the factors are.
 
@@ -63,28 +72,34 @@ class Ials:
 
     def solve(self, matrix: sp.csr_matrix, vectors: np.ndarray) -> np.ndarray:
         """The best factors of each row of `matrix` (R, C), for vectors (C, D) of its columns: (R, D)."""
-        _, solved, basis = self._solved(matrix, vectors, None)
+        _, solved, basis = self._solved(BatchedRows(matrix, vectors.shape[1]), vectors, None)
         return np.asarray(solved @ basis.T)
 
     def _solved(
-        self, matrix: sp.csr_matrix, vectors: np.ndarray, start: np.ndarray | None
+        self, rows: BatchedRows, vectors: np.ndarray, start: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The vectors and the best factors of the rows in the basis of the vectors' eigenvectors, and this basis.
 
         Inner products are the same in any basis: training stays in the last one.
         """
-        values, basis64 = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))
+        with one_blas_thread():
+            values, basis64 = np.linalg.eigh(gram_matrix(vectors).astype(np.float64))
         basis = basis64.astype(np.float32)
-        rotated = vectors @ basis
+        rotated = row_products(vectors, basis)
         base = self.unobserved_weight * np.maximum(values, 0)
-        ridge = self.ridge(np.diff(matrix.indptr), matrix.shape[1])
+        ridge = self.ridge(rows.counts, len(vectors))
         if self.solver == "exact":
-            return rotated, solve_rows(matrix, rotated, base=base, ridge=ridge), basis
-        begin, tolerance, steps = (
-            (None, _FOLD_TOLERANCE, _MOST_FOLD_STEPS) if start is None else (start @ basis, _TOLERANCE, _MOST_STEPS)
-        )
+            return rotated, solve_rows(rows.matrix, rotated, base=base, ridge=ridge), basis
+        tolerance, steps = (_FOLD_TOLERANCE, _MOST_FOLD_STEPS) if start is None else (_TOLERANCE, _MOST_STEPS)
         solved = descend_rows(
-            matrix, rotated, base=base, ridge=ridge, start=begin, tolerance=tolerance, max_steps=steps
+            rows,
+            rotated,
+            base=base,
+            ridge=ridge,
+            start=start,
+            turn=basis,
+            tolerance=tolerance,
+            max_steps=steps,
         )
         return rotated, solved, basis
 

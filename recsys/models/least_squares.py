@@ -8,17 +8,22 @@ gradients (`descend_rows`), which is a few products with a row's own vectors: se
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
 
+_T = TypeVar("_T")
+
 # Numbers in the gathered vectors of one batch: small enough for the cache of a core, large enough for BLAS.
-_BATCH, _DESCENT_BATCH = 1 << 19, 1 << 20
+_BATCH = 1 << 20
 # Keeps divisions of nothing by nothing at nothing.
 _TINY = np.float32(1e-30)
 
@@ -62,18 +67,47 @@ def solve_rows(
         solve_batch = _dual if gathered.shape[1] < dim else _primal
         solution[rows] = solve_batch(gathered, right, penalty)
 
-    counts = np.diff(matrix.indptr)
-    _in_threads(solve, _batches(counts, _BATCH, lambda longest: longest * (dim + min(longest, dim))))
+    sizes = functools.partial(_sizes, most=_BATCH, numbers=lambda longest: longest * (dim + min(longest, dim)))
+    _in_threads(solve, _batches(np.diff(matrix.indptr), sizes))
     return solution
 
 
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows of about as many entries: their numbers (B,), columns (B, n), and weights (B, n), 0 beyond a row's end.
+
+    Without weights each entry weighs 1.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    weights: np.ndarray | None
+
+
+class BatchedRows:
+    """A sparse matrix, float32 (R, C), and its rows in batches for vectors of `dim` numbers: made once, used often."""
+
+    def __init__(self, matrix: sp.csr_matrix, dim: int) -> None:
+        self.matrix = matrix
+        self.counts = np.diff(matrix.indptr)
+        is_plain = bool((matrix.data == 1).all())
+        sizes = functools.partial(_sizes, most=_BATCH, numbers=lambda longest: longest * dim, whole=is_plain)
+        self.batches = [self._batch(rows, is_plain) for rows in _batches(self.counts, sizes)]
+
+    def _batch(self, rows: np.ndarray, is_plain: bool) -> RowBatch:
+        places, inside = _places(self.matrix.indptr, rows)
+        weights = None if is_plain and inside.all() else np.where(inside, self.matrix.data[places], np.float32(0))
+        return RowBatch(rows, self.matrix.indices.take(places), weights)
+
+
 def descend_rows(
-    matrix: sp.csr_matrix,
+    rows: BatchedRows,
     vectors: np.ndarray,
     *,
     base: np.ndarray,
     ridge: np.ndarray,
     start: np.ndarray | None,
+    turn: np.ndarray | None = None,
     tolerance: float,
     max_steps: int,
 ) -> np.ndarray:
@@ -83,31 +117,31 @@ def descend_rows(
     identity in few directions, and a handful of steps come close.
 
     Args:
-        matrix: weights w, positive, float32 (R, C).
+        rows: weights w, positive, float32 (R, C).
         vectors: v, float32 (C, D).
         base: the part of the penalty that all rows share, (D,).
         ridge: the penalty of each row, (R,); base + ridge must be positive.
         start: where to begin, float32 (R, D), such as a solution for similar vectors; None: at zeros.
+        turn: what `start` is multiplied by first, float32 (D, D); left out, by nothing.
         tolerance: the most that a solution may be wrong by, relative to its length, in the norm of its penalty.
         max_steps: steps at most.
 
     Returns:
         float32 (R, D); zeros for rows without entries.
     """
-    dim = vectors.shape[1]
-    solution = np.zeros((matrix.shape[0], dim), np.float32)
+    solution = np.zeros((len(rows.counts), vectors.shape[1]), np.float32)
     base, ridge = base.astype(np.float32), ridge.astype(np.float32)
-    plain = bool((matrix.data == 1).all())
+    own = threading.local()
 
-    def solve(rows: np.ndarray) -> None:
-        places, inside = _places(matrix.indptr, rows)
-        gathered = vectors.take(matrix.indices.take(places), axis=0)
-        weights = None if plain and inside.all() else np.where(inside, matrix.data[places], 0)
-        root = 1 / np.sqrt(base + ridge[rows, None])
-        begin = None if start is None else start[rows] / root
-        solution[rows] = root * _conjugate_gradients(gathered, weights, root, begin, tolerance, max_steps)
+    def solve(batch: RowBatch) -> None:
+        gathered = _gathered(vectors, batch.columns, own)
+        root = 1 / np.sqrt(base + ridge[batch.rows, None])
+        begin = None if start is None else start.take(batch.rows, axis=0)
+        if begin is not None:
+            begin = (begin if turn is None else begin @ turn) / root
+        solution[batch.rows] = root * _conjugate_gradients(gathered, batch.weights, root, begin, tolerance, max_steps)
 
-    _in_threads(solve, _batches(np.diff(matrix.indptr), _DESCENT_BATCH, lambda longest: longest * dim))
+    _in_threads(solve, rows.batches)
     return solution
 
 
@@ -133,14 +167,17 @@ def _conjugate_gradients(
     else:
         solved, residual = start, turned(1 - seen(start)) - start
     direction, squares = residual.copy(), _squares(residual)
-    for _ in range(max_steps):
+    for number in range(max_steps):
         # No eigenvalue of the system is below 1: the error is not longer than the residual.
         if (squares <= np.float32(tolerance**2) * _squares(solved)).all():
             break
-        product = direction + turned(seen(direction))
-        step = squares / np.maximum(np.einsum("bd,bd->b", direction, product), _TINY)
+        view = seen(direction)
+        curvature = _squares(direction) + _squares(view if weights is None else view * np.sqrt(weights))
+        step = squares / np.maximum(curvature, _TINY)
         solved += step[:, None] * direction
-        residual -= step[:, None] * product
+        if number == max_steps - 1:  # the residual is not needed any more
+            break
+        residual -= step[:, None] * (direction + turned(view))
         fresh = _squares(residual)
         direction *= (fresh / np.maximum(squares, _TINY))[:, None]
         direction += residual
@@ -148,15 +185,58 @@ def _conjugate_gradients(
     return solved
 
 
+def _gathered(vectors: np.ndarray, numbers: np.ndarray, own: threading.local) -> np.ndarray:
+    """The vectors of such numbers, (*numbers.shape, D), in memory that a thread uses for one batch after the other.
+
+    New memory for each would have to be cleared by the system, which takes as long as the copy.
+    """
+    size = numbers.size * vectors.shape[1]
+    if getattr(own, "memory", np.empty(0)).size < size:
+        own.memory = np.empty(size, np.float32)
+    place = own.memory[:size].reshape(*numbers.shape, vectors.shape[1])
+    # Numbers are in range; with "raise" NumPy would fill a copy first.
+    return np.asarray(vectors.take(numbers, axis=0, out=place, mode="clip"))
+
+
 def _squares(rows: np.ndarray) -> np.ndarray:
     return np.asarray(np.einsum("bd,bd->b", rows, rows))
 
 
-def _in_threads(solve: Callable[[np.ndarray], None], batches: Iterator[np.ndarray]) -> None:
-    # One thread of BLAS in each of ours: more would wait for one another.
-    with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(_cores()) as threads:
-        for _ in threads.map(solve, batches):
+def gram_matrix(vectors: np.ndarray) -> np.ndarray:
+    """Inner products of the columns: float32 (R, D) -> (D, D)."""
+    parts: list[np.ndarray] = []
+    _in_threads(lambda rows: parts.append(vectors[rows].T @ vectors[rows]), _spans(len(vectors)))
+    return np.asarray(sum(parts, np.zeros((vectors.shape[1],) * 2, np.float32)))
+
+
+def row_products(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """The product of `rows`, float32 (R, D), and a matrix (D, E): (R, E)."""
+    product = np.empty((len(rows), matrix.shape[1]), np.float32)
+    _in_threads(lambda span: np.matmul(rows[span], matrix, out=product[span]), _spans(len(rows)))
+    return product
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """In the block BLAS uses one thread in each of ours.
+
+    More would wait for one another; and those that BLAS has started once go on turning for some milliseconds after
+    each product, on the cores that ours need.
+    """
+    with _blas().limit(limits=1, user_api="blas"):
+        yield
+
+
+def _in_threads(work: Callable[[_T], object], parts: Iterable[_T]) -> None:
+    with one_blas_thread(), ThreadPoolExecutor(_cores()) as threads:
+        for _ in threads.map(work, parts):
             pass
+
+
+def _spans(count: int) -> Iterator[slice]:
+    """Neighbouring rows, in as many parts as there are cores."""
+    size = max(1, -(-count // _cores()))
+    yield from (slice(start, start + size) for start in range(0, count, size))
 
 
 def _cores() -> int:
@@ -174,16 +254,31 @@ def _blas() -> Any:
     return ThreadpoolController()
 
 
-def _batches(counts: np.ndarray, most: int, numbers: Callable[[int], int]) -> Iterator[np.ndarray]:
-    """Rows with entries, those of like count together: `most` numbers to a batch, a row of a count taking `numbers`."""
+def _batches(counts: np.ndarray, sizes: Callable[[np.ndarray], int]) -> Iterator[np.ndarray]:
+    """Rows with entries, those of like count together: as many as `sizes` says for the counts that are left."""
     order = np.argsort(-counts, kind="stable")
     order = order[: np.count_nonzero(counts)]
-    start = 0
+    ordered, start = counts[order], 0
     while start < len(order):
-        longest = int(counts[order[start]])
-        size = max(1, most // numbers(longest))
+        size = sizes(ordered[start:])
         yield order[start : start + size]
         start += size
+
+
+def _sizes(counts: np.ndarray, *, most: int, numbers: Callable[[int], int], whole: bool = False) -> int:
+    """How many of the first rows make a batch.
+
+    Args:
+        counts: entries of the rows, falling.
+        most: numbers in a batch, but for those of a single row.
+        numbers: how many a row of a count takes.
+        whole: end with the last row of the first one's count where that is not much less: nothing has to be padded.
+    """
+    size = max(1, most // numbers(int(counts[0])))
+    if not whole:
+        return size
+    same = int(np.searchsorted(-counts, -counts[0], side="right"))
+    return same if size <= 2 * same < 2 * size else size
 
 
 def _places(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from recsys.models.bpr import BprState, bpr_epoch
 from recsys.models.ease import ease_weights
 from recsys.models.ials import Ials, Solver, entry_products
 from recsys.models.item_knn import item_similarities, weighted_items
-from recsys.models.least_squares import descend_rows, solve_rows
+from recsys.models.least_squares import BatchedRows, descend_rows, solve_rows
 from recsys.models.slim import slim_weights
 
 
@@ -21,6 +21,10 @@ def made(users: int, items: int, seed: int = 0, density: float = 0.3) -> sp.csr_
     chosen = np.random.default_rng(seed).random((users, items)) < density
     chosen[0, :3] = True
     return sp.csr_matrix(chosen.astype(np.float32))
+
+
+def sides(matrix: sp.csr_matrix, users: np.ndarray) -> tuple[BatchedRows, BatchedRows]:
+    return BatchedRows(matrix, users.shape[1]), BatchedRows(matrix.T.tocsr(), users.shape[1])
 
 
 @pytest.mark.parametrize("dim", [3, 12])  # rows with more entries than unknowns, and with fewer
@@ -46,12 +50,11 @@ def test_the_size_of_batches_does_not_show(monkeypatch: pytest.MonkeyPatch) -> N
 
     def solutions() -> list[np.ndarray]:
         fields: dict[str, Any] = {"base": np.ones(5), "start": None, "tolerance": 1e-6, "max_steps": 20}
-        descended = descend_rows(matrix, vectors, ridge=np.ones(40), **fields)
+        descended = descend_rows(BatchedRows(matrix, vectors.shape[1]), vectors, ridge=np.ones(40), **fields)
         return [solve_rows(matrix, vectors, ridge=np.ones(40)), descended]
 
     whole = solutions()
     monkeypatch.setattr("recsys.models.least_squares._BATCH", 1)
-    monkeypatch.setattr("recsys.models.least_squares._DESCENT_BATCH", 1)
     np.testing.assert_allclose(solutions(), whole, atol=1e-5)
 
 
@@ -69,11 +72,14 @@ def test_rows_descend_to_the_same_solutions(dim: int, weighted: bool) -> None:
     start = rng.normal(size=exact.shape).astype(np.float32)
     for begin in (None, start, exact):
         fields: dict[str, Any] = {"base": base, "ridge": ridge, "start": begin}
-        solved = descend_rows(matrix, vectors, **fields, tolerance=1e-6, max_steps=50)
+        solved = descend_rows(BatchedRows(matrix, vectors.shape[1]), vectors, **fields, tolerance=1e-6, max_steps=50)
         np.testing.assert_allclose(solved, exact, atol=2e-5)
         assert not solved[7].any()
     fields = {"base": base, "ridge": ridge, "tolerance": 0.0, "max_steps": 1}
-    errors = [np.abs(descend_rows(matrix, vectors, start=begin, **fields) - exact).max() for begin in (None, exact)]
+    errors = [
+        np.abs(descend_rows(BatchedRows(matrix, vectors.shape[1]), vectors, start=begin, **fields) - exact).max()
+        for begin in (None, exact)
+    ]
     assert errors[0] > 100 * errors[1]  # one step is not enough, but for those who begin at the end
 
 
@@ -165,7 +171,7 @@ def test_ials_solves_each_side(factors: int, exponent: float, solver: Solver) ->
     matrix.data[:] = np.random.default_rng(2).uniform(1, 3, matrix.nnz)
     recipe = Ials(0.05, 0.2, exponent, solver=solver)
     users, items = recipe.start(matrix, factors, seed=1)
-    users, items = recipe.epoch(matrix, matrix.T.tocsr(), users, items)
+    users, items = recipe.epoch(*sides(matrix, users), users, items)
     dense = matrix.toarray().astype(np.float64)
     assert recipe.loss(matrix, users, items) == pytest.approx(objective(recipe, dense, users, items), rel=1e-4)
     # Users are the last that were solved: no step away from them makes the objective smaller.
@@ -181,7 +187,7 @@ def test_ials_loss_falls_in_each_epoch() -> None:
     users, items = recipe.start(matrix, 8, seed=0)
     losses = []
     for _ in range(8):
-        users, items = recipe.epoch(matrix, matrix.T.tocsr(), users, items)
+        users, items = recipe.epoch(*sides(matrix, users), users, items)
         losses.append(recipe.loss(matrix, users, items))
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
@@ -194,7 +200,7 @@ def test_ials_ends_where_the_exact_solver_does() -> None:
         recipe = Ials(0.01, 0.1, 1.0, solver=solver)
         users, items = recipe.start(matrix, 8, seed=0)
         for _ in range(40):
-            users, items = recipe.epoch(matrix, matrix.T.tocsr(), users, items)
+            users, items = recipe.epoch(*sides(matrix, users), users, items)
         losses.append(recipe.loss(matrix, users, items))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
