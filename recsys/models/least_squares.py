@@ -21,6 +21,7 @@ import numpy as np
 import scipy.sparse as sp
 
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 
 # Numbers in the gathered vectors of one batch: small enough for the cache of a core, large enough for BLAS.
 _BATCH = 1 << 20
@@ -204,8 +205,8 @@ def _squares(rows: np.ndarray) -> np.ndarray:
 
 def gram_matrix(vectors: np.ndarray) -> np.ndarray:
     """Inner products of the columns: float32 (R, D) -> (D, D)."""
-    parts: list[np.ndarray] = []
-    _in_threads(lambda rows: parts.append(vectors[rows].T @ vectors[rows]), _spans(len(vectors)))
+    # In their order: sums are to be the same each time.
+    parts = _in_threads(lambda rows: vectors[rows].T @ vectors[rows], _spans(len(vectors)))
     return np.asarray(sum(parts, np.zeros((vectors.shape[1],) * 2, np.float32)))
 
 
@@ -227,10 +228,9 @@ def one_blas_thread() -> Iterator[None]:
         yield
 
 
-def _in_threads(work: Callable[[_T], object], parts: Iterable[_T]) -> None:
+def _in_threads(work: Callable[[_T], _R], parts: Iterable[_T]) -> list[_R]:
     with one_blas_thread(), ThreadPoolExecutor(_cores()) as threads:
-        for _ in threads.map(work, parts):
-            pass
+        return list(threads.map(work, parts))
 
 
 def _spans(count: int) -> Iterator[slice]:
