@@ -268,7 +268,7 @@ class TextClassifier(Pipeline):
         validate = None
         if validation is not None:
             scored = self._scoring_batches(validation, validation_loading(options.training))
-            validate = lambda: self._score(scored)  # noqa: E731
+            validate = functools.partial(self._score, scored)
         history = run_training(self.training_task(train, options.training, validate=validate), options)
         self._trained = True
         return history

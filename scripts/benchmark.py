@@ -58,13 +58,19 @@ def ratios(rates: Mapping[str, Mapping[str, Any]], ours: str) -> dict[str, float
     }
 
 
+# Instruction sets by which speeds differ most, the strongest first, as Linux names them.
+_VECTORS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+
+
 def hardware() -> dict[str, Any]:
     """What the figures were measured on."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        widest = next((name for name in _VECTORS if name in fields.get("flags", "").split()), None)
+        model = fields.get("model name", model) + (f" with {widest}" if widest else "")
     return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
 
 

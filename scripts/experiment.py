@@ -43,7 +43,10 @@ def benchmark_record(name: str, title: str, target: str, *, repeats: int = 7) ->
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "result.json")
         script = str(ROOT / "scripts" / "benchmark.py")
-        subprocess.run([sys.executable, script, *arguments, "--json", str(file)], check=True, stdout=subprocess.DEVNULL)
+        command = [sys.executable, script, *arguments, "--json", str(file)]
+        done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+        if not file.exists():  # what failed after that is in the file
+            raise RuntimeError(f"The benchmark {name} ended with code {done.returncode}.")
         result = json.loads(file.read_text(encoding="utf-8"))
     measured = {key: value for key, value in result.items() if key not in ("command", "hardware")}
     return {**measured, "title": title, "target": target, "benchmark": " ".join(arguments)}

@@ -199,7 +199,8 @@ def render(records: dict[str, Any]) -> str:
 
 def _section(name: str, record: dict[str, Any]) -> str:
     machine = record["hardware"]
-    lines = [f"## {record['title']}\n", f"- command: `python scripts/results.py {name}`"]
+    precision = f" --precision {record['precision']}" if "precision" in record else ""
+    lines = [f"## {record['title']}\n", f"- command: `python scripts/results.py {name}{precision}`"]
     if "benchmark" in record:
         lines.append(f"- measured by: `python scripts/benchmark.py {record['benchmark']}`")
     lines += [
@@ -259,10 +260,15 @@ def _run_table(record: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _rate_table(record: dict[str, Any]) -> list[str]:
     lines = [f"| side | {record['unit']}, median | lowest | highest |", "|---|---|---|---|"]
     for side, rate in record["rates"].items():
-        lines.append(f"| {side} | {rate['median']:.0f} | {min(rate['all']):.0f} | {max(rate['all']):.0f} |")
+        values = " | ".join(_rate(value) for value in (rate["median"], min(rate["all"]), max(rate["all"])))
+        lines.append(f"| {side} | {values} |")
     lines += ["", *(f"- {key}: **{value:.2f}** (median over turns)" for key, value in record["ratios"].items())]
     memory = record.get("resident_mib_after_each_of_10_passes")
     return (
@@ -270,12 +276,14 @@ def _rate_table(record: dict[str, Any]) -> list[str]:
     )
 
 
-def run_experiment(name: str) -> None:
+def run_experiment(name: str, precision: str = "float32") -> None:
     """Run one experiment and put its record among those that are kept by then."""
     print(f"running {name}", file=sys.stderr)
     start = time.monotonic()
     record = EXPERIMENTS[name]()
     record |= {"minutes": (time.monotonic() - start) / 60, "date": time.strftime("%Y-%m-%d"), "hardware": hardware()}
+    if precision != "float32":
+        record["precision"] = precision
     keep(kept() | {name: record})
 
 
@@ -298,13 +306,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineParser(description="Run experiments and write docs/results.md.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(EXPERIMENTS)}; none: only render")
     parser.add_argument("--all", action="store_true", help="run every experiment but gpu, which needs one")
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        choices=("float32", "mixed_bfloat16"),
+        help="arithmetic of what is trained; benchmarks choose for themselves",
+    )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in EXPERIMENTS]
     if unknown:
         raise ValueError(f"There is no experiment {unknown[0]!r}. Experiments: {', '.join(EXPERIMENTS)}.")
-    RuntimeConfig().apply()
-    for name in [name for name in EXPERIMENTS if name != "gpu"] if options.all else options.names:
-        run_experiment(name)
+    RuntimeConfig(precision=options.precision).apply()
+    names = [name for name in EXPERIMENTS if name != "gpu"] if options.all else options.names
+    for name in names:
+        run_experiment(name, options.precision)
     keep(kept())
     _PAGE.write_text(render(kept()), encoding="utf-8")
     print(f"wrote {_PAGE.relative_to(ROOT)}")

@@ -6,6 +6,7 @@ effect before them.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -212,7 +213,7 @@ class ImageClassifier(Pipeline):
         validate = None
         if validation is not None:
             scored = self._evaluation_batches(validation, validation_loading(options.training))
-            validate = lambda: self._score(scored)  # noqa: E731
+            validate = functools.partial(self._score, scored)
         task = self.training_task(train, options.training, validate=validate)
         history = run_training(task, options)
         self._trained = True

@@ -285,7 +285,7 @@ class ImageSegmenter(Pipeline):
         validate = None
         if validation is not None:
             scored = self._evaluation_batches(validation, validation_loading(options.training))
-            validate = lambda: self._score(scored)  # noqa: E731
+            validate = functools.partial(self._score, scored)
         task = self.training_task(train, options.training, validate=validate)
         history = run_training(task, options)
         self._trained = True

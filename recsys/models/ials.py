@@ -64,7 +64,7 @@ class Ials:
 
         Conjugate gradients begin where the factors are.
 
-        Users come last, so that theirs are what folding in their histories gives.
+        Users come last, so that theirs are what folding in their histories gives; with conjugate gradients, about so.
         """
         users, items = self._solved(transposed, users, items)[:2]
         items, users = self._solved(matrix, items, users)[:2]
@@ -73,7 +73,7 @@ class Ials:
     def solve(self, matrix: sp.csr_matrix, vectors: np.ndarray) -> np.ndarray:
         """The best factors of each row of `matrix` (R, C), for vectors (C, D) of its columns: (R, D)."""
         _, solved, basis = self._solved(BatchedRows(matrix, vectors.shape[1]), vectors, None)
-        return np.asarray(solved @ basis.T)
+        return row_products(solved, basis.T)
 
     def _solved(
         self, rows: BatchedRows, vectors: np.ndarray, start: np.ndarray | None
@@ -82,25 +82,16 @@ class Ials:
 
         Inner products are the same in any basis: training stays in the last one.
         """
-        with one_blas_thread():
+        with one_blas_thread:
             values, basis64 = np.linalg.eigh(gram_matrix(vectors).astype(np.float64))
         basis = basis64.astype(np.float32)
         rotated = row_products(vectors, basis)
         base = self.unobserved_weight * np.maximum(values, 0)
-        ridge = self.ridge(rows.counts, len(vectors))
+        penalty = {"base": base, "ridge": self.ridge(rows.counts, len(vectors))}
         if self.solver == "exact":
-            return rotated, solve_rows(rows.matrix, rotated, base=base, ridge=ridge), basis
+            return rotated, solve_rows(rows.matrix, rotated, **penalty), basis
         tolerance, steps = (_FOLD_TOLERANCE, _MOST_FOLD_STEPS) if start is None else (_TOLERANCE, _MOST_STEPS)
-        solved = descend_rows(
-            rows,
-            rotated,
-            base=base,
-            ridge=ridge,
-            start=start,
-            turn=basis,
-            tolerance=tolerance,
-            max_steps=steps,
-        )
+        solved = descend_rows(rows, rotated, **penalty, start=start, turn=basis, tolerance=tolerance, max_steps=steps)
         return rotated, solved, basis
 
     def ridge(self, counts: np.ndarray, others: int) -> np.ndarray:
@@ -111,7 +102,7 @@ class Ials:
         """The objective above, per seen entry."""
         predicted = entry_products(matrix, users, items)
         seen = float(matrix.data @ (1 - predicted) ** 2)
-        everything = self.unobserved_weight * float(np.sum((users.T @ users) * (items.T @ items)))
+        everything = self.unobserved_weight * float(np.sum(gram_matrix(users) * gram_matrix(items)))
         num_users, num_items = matrix.shape
         counts = np.diff(matrix.indptr), np.bincount(matrix.indices, minlength=num_items)
         penalty = float(self.ridge(counts[0], num_items) @ (users**2).sum(axis=1))

@@ -8,7 +8,6 @@ gradients (`descend_rows`), which is a few products with a row's own vectors: se
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import threading
@@ -68,16 +67,15 @@ def solve_rows(
         solve_batch = _dual if gathered.shape[1] < dim else _primal
         solution[rows] = solve_batch(gathered, right, penalty)
 
-    sizes = functools.partial(_sizes, most=_BATCH, numbers=lambda longest: longest * (dim + min(longest, dim)))
-    _in_threads(solve, _batches(np.diff(matrix.indptr), sizes))
+    _in_threads(solve, _batches(np.diff(matrix.indptr), lambda longest: longest * (dim + min(longest, dim))))
     return solution
 
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Rows of about as many entries: their numbers (B,), columns (B, n), and weights (B, n), 0 beyond a row's end.
+    """Rows of about as many entries: their numbers (B,), columns (B, n), and weights (B, n).
 
-    Without weights each entry weighs 1.
+    Beyond a row's end its first column is repeated, with weight 0; without weights each entry weighs 1.
     """
 
     rows: np.ndarray
@@ -86,14 +84,24 @@ class RowBatch:
 
 
 class BatchedRows:
-    """A sparse matrix, float32 (R, C), and its rows in batches for vectors of `dim` numbers: made once, used often."""
+    """The rows of a sparse matrix, in batches that are made once, where they are first needed, and used often.
+
+    Args:
+        matrix: float32 (R, C); kept as `matrix`, and how many entries each row has as `counts`, (R,).
+        dim: numbers in the vectors that the batches are for.
+    """
 
     def __init__(self, matrix: sp.csr_matrix, dim: int) -> None:
         self.matrix = matrix
         self.counts = np.diff(matrix.indptr)
-        is_plain = bool((matrix.data == 1).all())
-        sizes = functools.partial(_sizes, most=_BATCH, numbers=lambda longest: longest * dim, whole=is_plain)
-        self.batches = [self._batch(rows, is_plain) for rows in _batches(self.counts, sizes)]
+        self._dim = dim
+
+    @functools.cached_property
+    def batches(self) -> list[RowBatch]:
+        """All rows with entries."""
+        is_plain = bool((self.matrix.data == 1).all())
+        rows = _batches(self.counts, lambda longest: longest * self._dim, like_counts=is_plain)
+        return [self._batch(numbers, is_plain) for numbers in rows]
 
     def _batch(self, rows: np.ndarray, is_plain: bool) -> RowBatch:
         places, inside = _places(self.matrix.indptr, rows)
@@ -124,7 +132,8 @@ def descend_rows(
         ridge: the penalty of each row, (R,); base + ridge must be positive.
         start: where to begin, float32 (R, D), such as a solution for similar vectors; None: at zeros.
         turn: what `start` is multiplied by first, float32 (D, D); left out, by nothing.
-        tolerance: the most that a solution may be wrong by, relative to its length, in the norm of its penalty.
+        tolerance: the most that a solution may be wrong by, relative to its length, in the norm of its penalty, unless
+            `max_steps` end it before.
         max_steps: steps at most.
 
     Returns:
@@ -189,11 +198,13 @@ def _conjugate_gradients(
 def _gathered(vectors: np.ndarray, numbers: np.ndarray, own: threading.local) -> np.ndarray:
     """The vectors of such numbers, (*numbers.shape, D), in memory that a thread uses for one batch after the other.
 
-    New memory for each would have to be cleared by the system, which takes as long as the copy.
+    New memory for each would have to be cleared by the system, which takes longer than the copy.
     """
     size = numbers.size * vectors.shape[1]
-    if getattr(own, "memory", np.empty(0)).size < size:
-        own.memory = np.empty(size, np.float32)
+    if size > _BATCH:  # a single long row
+        return np.asarray(vectors.take(numbers, axis=0))
+    if not hasattr(own, "memory"):
+        own.memory = np.empty(_BATCH, np.float32)
     place = own.memory[:size].reshape(*numbers.shape, vectors.shape[1])
     # Numbers are in range; with "raise" NumPy would fill a copy first.
     return np.asarray(vectors.take(numbers, axis=0, out=place, mode="clip"))
@@ -217,19 +228,44 @@ def row_products(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return product
 
 
-@contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """In the block BLAS uses one thread in each of ours.
+class _OneBlasThread:
+    """In the block BLAS uses one thread in each of ours; of blocks in several threads the last one ends that.
 
     More would wait for one another; and those that BLAS has started once go on turning for some milliseconds after
     each product, on the cores that ours need.
     """
-    with _blas().limit(limits=1, user_api="blas"):
-        yield
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._limit = _blas().limit(limits=1, user_api="blas")
+                _let_go()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limit.restore_original_limits()
+                _let_go()
+
+
+one_blas_thread = _OneBlasThread()
+
+
+def _let_go() -> None:
+    # Else threadpoolctl would let only this thread set limits: the block may end in another.
+    from threadpoolctl import OpenBLASController
+
+    OpenBLASController.clear_controlling_thread(force=True)
 
 
 def _in_threads(work: Callable[[_T], _R], parts: Iterable[_T]) -> list[_R]:
-    with one_blas_thread(), ThreadPoolExecutor(_cores()) as threads:
+    with one_blas_thread, ThreadPoolExecutor(_cores()) as threads:
         return list(threads.map(work, parts))
 
 
@@ -254,31 +290,23 @@ def _blas() -> Any:
     return ThreadpoolController()
 
 
-def _batches(counts: np.ndarray, sizes: Callable[[np.ndarray], int]) -> Iterator[np.ndarray]:
-    """Rows with entries, those of like count together: as many as `sizes` says for the counts that are left."""
+def _batches(counts: np.ndarray, numbers: Callable[[int], int], *, like_counts: bool = False) -> Iterator[np.ndarray]:
+    """Rows with entries, those of like count together: `_BATCH` numbers to a batch, a row of a count taking `numbers`.
+
+    With `like_counts` a batch ends where the count changes, if that makes it no less than half as large: such rows
+    need no padding.
+    """
     order = np.argsort(-counts, kind="stable")
     order = order[: np.count_nonzero(counts)]
-    ordered, start = counts[order], 0
+    start = 0
     while start < len(order):
-        size = sizes(ordered[start:])
-        yield order[start : start + size]
-        start += size
-
-
-def _sizes(counts: np.ndarray, *, most: int, numbers: Callable[[int], int], whole: bool = False) -> int:
-    """How many of the first rows make a batch.
-
-    Args:
-        counts: entries of the rows, falling.
-        most: numbers in a batch, but for those of a single row.
-        numbers: how many a row of a count takes.
-        whole: end with the last row of the first one's count where that is not much less: nothing has to be padded.
-    """
-    size = max(1, most // numbers(int(counts[0])))
-    if not whole:
-        return size
-    same = int(np.searchsorted(-counts, -counts[0], side="right"))
-    return same if size <= 2 * same < 2 * size else size
+        longest = int(counts[order[start]])
+        rows = order[start : start + max(1, _BATCH // numbers(longest))]
+        same = int(np.count_nonzero(counts[rows] == longest))
+        if like_counts and 2 * same >= len(rows):
+            rows = rows[:same]
+        yield rows
+        start += len(rows)
 
 
 def _places(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

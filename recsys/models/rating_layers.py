@@ -58,7 +58,10 @@ class RatingScorer(FactorScorer):
     def of(cls, users: np.ndarray, items: np.ndarray, layers: RatingLayers) -> RatingScorer:
         """The scorer of trained vectors; users who come later count as average ones."""
         mean = users.mean(axis=0)
-        fold = lambda histories: np.tile(mean, (histories.shape[0], 1))  # noqa: E731
+
+        def fold(histories: sp.csr_matrix) -> np.ndarray:
+            return np.tile(mean, (histories.shape[0], 1))
+
         return cls(users, items, fold, fixed=np.ones(len(users), bool), layers=layers)
 
     def scores(self, users: Users) -> np.ndarray:

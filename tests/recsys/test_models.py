@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from threadpoolctl import threadpool_info
 
 from recsys.models.biased_mf import BiasedMf
 from recsys.models.bpr import BprState, bpr_epoch
 from recsys.models.ease import ease_weights
 from recsys.models.ials import Ials, Solver, entry_products
 from recsys.models.item_knn import item_similarities, weighted_items
-from recsys.models.least_squares import BatchedRows, descend_rows, solve_rows
+from recsys.models.least_squares import BatchedRows, descend_rows, one_blas_thread, solve_rows
 from recsys.models.slim import slim_weights
 
 
@@ -264,3 +266,29 @@ def test_bpr_survives_a_user_who_has_chosen_everything() -> None:
     matrix = sp.csr_matrix(np.ones((2, 3), np.float32))
     state = BprState.start(matrix, 2, seed=0, init_scale=0.1)
     assert np.isfinite(bpr_epoch(state, matrix, learning_rate=0.1, l2=0.0, batch_size=2, rng=np.random.default_rng(0)))
+
+
+def test_blas_has_its_threads_again_when_the_last_of_those_who_limit_it_is_done() -> None:
+    def threads() -> set[int]:  # of the library that NumPy multiplies with
+        return {found["num_threads"] for found in threadpool_info() if "numpy" in found["filepath"]}
+
+    before = threads()
+    first_is_in, second_is_in, first_has_left, done = (threading.Event() for _ in range(4))
+
+    def first() -> None:
+        with one_blas_thread:
+            first_is_in.set()
+            second_is_in.wait(10)
+        first_has_left.set()
+        done.wait(10)  # it lives on, as the threads of a server do
+
+    other = threading.Thread(target=first)
+    other.start()
+    assert first_is_in.wait(10)
+    with one_blas_thread:
+        second_is_in.set()
+        assert first_has_left.wait(10)
+        assert threads() == {1}
+    assert threads() == before
+    done.set()
+    other.join()

@@ -109,7 +109,7 @@ def test_it_trains_with_other_classes_and_saves(hub, tmp_path, caplog):
     mine = next(layer for layer in segmenter.model.layers if hasattr(layer, "backbone")).backbone
     for own, other in zip(mine.get_weights(), theirs.backbone.get_weights(), strict=True):
         np.testing.assert_array_equal(own, other)
-    history = segmenter.fit(data, data, training=TrainingConfig(epochs=2, batch_size=4, warmup=0.0))
+    history = segmenter.fit(data, data, training=TrainingConfig(epochs=4, batch_size=4, warmup=0.0))
     assert all("validation_mean_iou" in record for record in history.records)
     assert history.losses[-1] < history.losses[0]
     segmenter.save(tmp_path / "model")

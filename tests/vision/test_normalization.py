@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from vision.models.hub import backbone_recipe, hub_trunk
 from vision.models.normalization import FusedBatchNormalization, fuse_normalization
+from vision.models.pyramid import feature_trunk
 
 
 def _pair(trainable: bool = True) -> list[keras.layers.Layer]:
@@ -75,3 +77,39 @@ def test_a_network_of_keras_keeps_its_layers_and_answers():
     assert [weight.path for weight in network.weights] == names
     for training, answer in zip((False, True), expected, strict=True):
         np.testing.assert_allclose(network(x, training=training), answer, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("policy", "dtype"), [("float16", "float16"), ("bfloat16", "bfloat16"), ("float32", "bfloat16")]
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_other_policies_and_inputs_are_left_to_keras(training, policy, dtype):
+    x = tf.cast(np.random.default_rng(1).normal(2, 3, (3, 5, 7, 6)), dtype)
+    options = {"dtype": policy, "autocast": False}
+    usual, fused = (
+        cls(**options)(x, training=training) for cls in (keras.layers.BatchNormalization, FusedBatchNormalization)
+    )
+    assert fused.dtype == usual.dtype
+    np.testing.assert_array_equal(fused, usual)
+
+
+def test_blocks_within_a_network_of_kerashub_are_fused_in_its_feature_maps_too():
+    import keras_hub
+
+    blocks = {
+        "stackwise_num_repeats": [1, 1, 1, 1],
+        "stackwise_input_filters": [8, 8, 8, 8],
+        "stackwise_output_filters": [8, 8, 8, 8],
+        "stackwise_expansion_ratios": [2, 2, 2, 2],
+        "stackwise_strides": [1, 2, 2, 2],
+        "stackwise_kernel_sizes": [3, 3, 3, 3],
+        "stackwise_squeeze_and_excite_ratios": [0.25] * 4,
+        "stackwise_block_types": ["fused", "unfused", "fused", "unfused"],
+    }
+    backbone = keras_hub.models.EfficientNetBackbone(
+        **blocks, width_coefficient=1.0, depth_coefficient=1.0, input_shape=(64, 64, 3)
+    )
+    trunk, _ = feature_trunk(hub_trunk(backbone_recipe(backbone), 64), "keras_hub")
+    norms = [layer for layer in trunk._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    assert norms
+    assert all(type(layer) is FusedBatchNormalization for layer in norms)

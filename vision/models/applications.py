@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from vision.models.normalization import fuse_normalization
 from vision.models.pretrained import cut_head, move_weights
 from vision.preprocessing import Preprocessing
 
@@ -110,7 +111,8 @@ def _built(name: str, *, include_top: bool, weights: Any, image_size: int) -> ke
     options: dict[str, Any] = {"classifier_activation": None} if include_top else {}
     if "include_preprocessing" in inspect.signature(network).parameters:
         options["include_preprocessing"] = False
-    return network(include_top=include_top, weights=weights, input_shape=(image_size, image_size, 3), **options)
+    shape = (image_size, image_size, 3)
+    return fuse_normalization(network(include_top=include_top, weights=weights, input_shape=shape, **options))
 
 
 def _trunk(whole: keras.Model, features: keras.KerasTensor) -> keras.Model:

@@ -13,7 +13,6 @@ from shared.torch_state import read_torch_state
 from vision.models.applications import application_weights, applications_trunk, load_application
 from vision.models.efficientnet_lite import efficientnet_lite, load_torch_weights
 from vision.models.hub import hub_labels, hub_licence, hub_trunk, load_hub_classifier
-from vision.models.normalization import fuse_normalization
 from vision.models.pretrained import (
     NUM_IMAGENET_CLASSES,
     PretrainedClassifier,
@@ -41,9 +40,9 @@ def build_trunk(architecture: dict[str, Any], image_size: int) -> keras.Model:
     if family == "efficientnet_lite":
         return efficientnet_lite(architecture["variant"], image_size)
     if family == "keras_applications":
-        return fuse_normalization(applications_trunk(architecture["name"], image_size))
+        return applications_trunk(architecture["name"], image_size)
     if family == "keras_hub":
-        return fuse_normalization(hub_trunk(architecture["config"], image_size))
+        return hub_trunk(architecture["config"], image_size)
     if family == "residual":
         return residual_network(image_size, 3, width=architecture["width"], depth=architecture["depth"])
     raise ValueError(f"Architecture family {family!r} is not known to this version.")
@@ -99,7 +98,7 @@ def _keras_application(source: Source, image_size: int | None) -> PretrainedClas
     trunk, head, preprocessing = load_application(record, weights=weights, image_size=size)
     return PretrainedClassifier(
         **_head_fields(source.ref, trunk, head, class_labels(NUM_IMAGENET_CLASSES)),
-        trunk=fuse_normalization(trunk),
+        trunk=trunk,
         preprocessing=preprocessing,
         architecture=dict(record["architecture"]),
         licence=record["licence"],
@@ -114,7 +113,7 @@ def _hub(source: Source, image_size: int | None) -> PretrainedClassifier:
     labels = None if head is None else hub_labels(directory, head.output_shape[-1])
     return PretrainedClassifier(
         **_head_fields(source.ref, trunk, head, labels),
-        trunk=fuse_normalization(trunk),
+        trunk=trunk,
         preprocessing=preprocessing,
         architecture={"family": "keras_hub", "config": config},
         licence=source.record["licence"] if source.record else hub_licence(directory),

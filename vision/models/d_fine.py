@@ -26,6 +26,7 @@ from shared.pretrained import Source, read_json, require_safe_config
 from shared.runtime import current_runtime, seeded
 from vision.frame import Frame
 from vision.models.hub import backbone_recipe, hub_normalisation
+from vision.models.normalization import fuse_normalization
 from vision.models.set_loss import SetAnswers, as_centres, as_edges, bin_values, set_loss
 from vision.models.suppression import best_detections
 
@@ -207,4 +208,4 @@ def _backbone(recipe: Mapping[str, Any], frame: Frame, num_classes: int) -> kera
         "labels": None,
     }
     config["config"]["backbone"]["config"]["image_shape"] = [*frame.shape, 3]
-    return keras.saving.deserialize_keras_object(config, safe_mode=True)
+    return fuse_normalization(keras.saving.deserialize_keras_object(config, safe_mode=True))

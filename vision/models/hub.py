@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from shared.pretrained import nested_dictionaries, read_json, read_safetensors, require_safe_config
+from vision.models.normalization import fuse_normalization
 from vision.models.pretrained import as_feature_map, class_labels, cut_head, move_weights
 from vision.preprocessing import Preprocessing
 
@@ -202,8 +203,9 @@ def _backbone(config: Mapping[str, Any], image_size: int) -> keras.Model:
     if not (isinstance(kind, type) and issubclass(kind, keras_hub.models.Backbone)):
         raise ValueError(f"{config.get('registered_name')!r} is no backbone of keras-hub.")
     config = copy.deepcopy(dict(config))
-    config["config"]["image_shape"] = [image_size, image_size, 3]
-    return keras.saving.deserialize_keras_object(config, safe_mode=True)
+    name = "input_shape" if "input_shape" in config["config"] else "image_shape"  # the former in EfficientNet's
+    config["config"][name] = [image_size, image_size, 3]
+    return fuse_normalization(keras.saving.deserialize_keras_object(config, safe_mode=True))
 
 
 def hub_normalisation(directory: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

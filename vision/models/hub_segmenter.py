@@ -22,6 +22,7 @@ from keras import layers
 from shared.pretrained import Source, read_json, require_safe_config
 from vision.frame import Frame
 from vision.models.hub import backbone_recipe, hub_normalisation
+from vision.models.normalization import fuse_normalization
 from vision.models.pretrained import move_weights
 
 if TYPE_CHECKING:
@@ -179,4 +180,4 @@ def _backbone(recipe: Mapping[str, Any], frame: Frame) -> keras.Model:
     if "image_shape" in config["config"]:
         config["config"]["image_shape"] = shape
     config["config"]["image_encoder"]["config"]["image_shape"] = shape
-    return keras.saving.deserialize_keras_object(config, safe_mode=True)
+    return fuse_normalization(keras.saving.deserialize_keras_object(config, safe_mode=True))

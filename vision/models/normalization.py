@@ -2,7 +2,7 @@
 
 Keras computes it from a dozen elementwise operations, each of which reads and writes the whole feature map, in float32
 where the map has 16 bits. TensorFlow has one operation for it, forwards and backwards, which computes in float32 and
-reads and writes the map as it is.
+reads and writes the map as it is. On several devices it is computed in float32 from sums over all of them.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ from keras import layers
 
 from shared.distribution import sum_over_batch
 
-# What the operation takes; it computes statistics in float32 for all of them.
-_TYPES = (tf.float32, tf.bfloat16, tf.float16)
-
 
 class FusedBatchNormalization(layers.BatchNormalization):
     """`keras.layers.BatchNormalization` with the same results, faster in training for maps (B, h, w, C)."""
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """(B, h, w, C) -> the same shape; statistics of the batch in training, the moving ones otherwise."""
-        usual = mask is None and self.axis in (-1, 3) and not (self.renorm or isinstance(inputs, keras.KerasTensor))
         # Frozen in a network that is trained, it is a product and a sum, with a simpler gradient than the operation's.
         frozen = training and not self.trainable
-        if frozen or not (usual and len(inputs.shape) == 4 and inputs.dtype in _TYPES):
+        if frozen or mask is not None or self.renorm or not self._is_usual(inputs):
             return super().call(inputs, training=training, mask=mask)
         if not training:
             return self._applied(inputs)
         return self._trained_together(inputs) if self.synchronized else self._trained(inputs)
+
+    def _is_usual(self, inputs: Any) -> bool:
+        """Whether the operation takes `inputs`: it reads maps of 16 or 32 bits, and keeps statistics in 32."""
+        if isinstance(inputs, keras.KerasTensor) or len(inputs.shape) != 4 or self.axis not in (-1, 3):
+            return False
+        return bool(self.variable_dtype == "float32" and inputs.dtype.name == self.compute_dtype)
 
     def _applied(self, inputs: tf.Tensor) -> tf.Tensor:
         mean, variance = self.moving_mean.value, self.moving_variance.value
@@ -78,7 +80,8 @@ class FusedBatchNormalization(layers.BatchNormalization):
 def fuse_normalization(model: keras.Model) -> keras.Model:
     """Let the batch normalisations of `model`, which others have built, be computed in one operation; gives it back.
 
-    The layers stay what they are, with their names, weights and settings; only their computation is another.
+    The layers keep their names, weights and settings; only their computation is another. What Keras serialises of them
+    is read again with `CUSTOM_LAYERS` as custom objects.
     """
     for layer in model._flatten_layers():
         if type(layer) is layers.BatchNormalization:

@@ -12,7 +12,7 @@ import keras
 from keras import layers
 
 from vision.models.backbones import build_trunk
-from vision.models.normalization import CUSTOM_LAYERS, FusedBatchNormalization
+from vision.models.normalization import CUSTOM_LAYERS, FusedBatchNormalization, fuse_normalization
 
 # Trunks are built at this size to see where their resolution changes; their weights fit any other.
 _PROBE = 256
@@ -46,7 +46,8 @@ def feature_trunk(trunk: keras.Model, family: str) -> tuple[keras.Model, tuple[i
     part = keras.Model(trunk.input, [taps[stride] for stride in strides], name="trunk")
     config = part.get_config()
     config["layers"][0]["config"]["batch_shape"] = [None, None, None, trunk.input_shape[-1]]
-    anywhere = keras.Model.from_config(config, custom_objects=CUSTOM_LAYERS)
+    # Blocks of layers are built anew, with Keras's own normalisation.
+    anywhere = fuse_normalization(keras.Model.from_config(config, custom_objects=CUSTOM_LAYERS))
     anywhere.set_weights(part.get_weights())
     return anywhere, strides
 

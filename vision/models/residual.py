@@ -59,7 +59,10 @@ def _block(x: keras.KerasTensor, filters: int, *, stride: int, name: str) -> ker
     y = _activated(x, f"{name}_1")
     shortcut = x
     if stride > 1 or x.shape[-1] != filters:
-        shortcut = layers.Conv2D(filters, 1, strides=stride, use_bias=False, name=f"{name}_shortcut")(y)
+        # Pixels are left out before the convolution: oneDNN's gradient of one with strides writes beyond its memory
+        # on processors with AVX-512, for fewer than 16 channels.
+        kept = layers.MaxPooling2D(1, strides=stride, name=f"{name}_kept")(y) if stride > 1 else y
+        shortcut = layers.Conv2D(filters, 1, use_bias=False, name=f"{name}_shortcut")(kept)
     y = layers.Conv2D(filters, 3, strides=stride, padding="same", use_bias=False, name=f"{name}_conv1")(y)
     y = _activated(y, f"{name}_2")
     y = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"{name}_conv2")(y)

@@ -27,6 +27,7 @@ from shared.pretrained import Source, read_json, require_safe_config
 from shared.runtime import current_runtime, seeded
 from vision.frame import Frame
 from vision.models.hub import backbone_recipe, hub_normalisation
+from vision.models.normalization import fuse_normalization
 from vision.models.pretrained import move_weights
 from vision.models.suppression import best_detections
 
@@ -233,4 +234,4 @@ def _backbone(recipe: Mapping[str, Any], frame: Frame) -> keras.Model:
     shape: Sequence[int] = [*frame.shape, 3]
     config["config"]["image_shape"] = list(shape)
     config["config"]["image_encoder"]["config"]["image_shape"] = list(shape)
-    return keras.saving.deserialize_keras_object(config, safe_mode=True)
+    return fuse_normalization(keras.saving.deserialize_keras_object(config, safe_mode=True))
