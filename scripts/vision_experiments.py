@@ -36,13 +36,14 @@ def fashion_mnist() -> dict[str, Any]:
 FASHION_CONFIG: dict[str, Any] = {
     "image_size": 28,
     "channels": 1,
-    "width": 24,
+    "width": 32,
     "pooling": "grid",
     "crop": "none",
+    "erasing": 0.25,
     "average_mirrored": True,
 }
 FASHION_TRAINING: dict[str, Any] = {
-    "epochs": 9,
+    "epochs": 16,
     "batch_size": 64,
     "learning_rate": 0.004,
     "schedule": "one_cycle",
