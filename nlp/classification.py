@@ -26,6 +26,7 @@ from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import BadExampleError, Examples, Source, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
 from shared.runtime import current_runtime
+from shared.scoring import joined, score_together
 from shared.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -357,14 +358,14 @@ class TextClassifier(Pipeline):
         return InputPipeline(as_source(data), stages, replace(loading, batch_size=_CHUNK))
 
     def _score(self, batches: InputPipeline) -> Metrics:
-        scored = [(self._logits(batch), batch["targets"]) for batch in batches.epoch()]
-        logits, targets = (np.concatenate(part) for part in zip(*scored, strict=True))
+        answers = joined({"logits": self._logits(batch), "targets": batch["targets"]} for batch in batches.epoch())
+        return score_together(batches, answers, self._measure)
+
+    def _measure(self, answers: Arrays) -> Metrics:
+        logits, targets = answers["logits"], answers["targets"]
         if self.config.regression:
-            metrics = regression_scores(logits[:, 0], targets)
-        else:
-            metrics = self._classes.score(self._probabilities(logits), targets)
-        metrics.details["bad_records"] = batches.bad_records
-        return metrics
+            return regression_scores(logits[:, 0], targets)
+        return self._classes.score(self._probabilities(logits), targets)
 
     def _logits(self, batch: Arrays, batch_size: int = 32) -> np.ndarray:
         """Logits (B, K) float32 of texts in flat windows."""

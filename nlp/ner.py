@@ -39,6 +39,7 @@ from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import Examples, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
 from shared.runtime import current_runtime
+from shared.scoring import joined, score_together
 from shared.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -383,17 +384,28 @@ class EntityRecognizer(Pipeline):
         return np.array([(numbers[kind], *place) for kind, *place in found], np.int32).reshape(-1, 3)
 
     def _score(self, batches: InputPipeline) -> Metrics:
-        true: list[list[EntitySpan]] = []
-        predicted: list[list[EntitySpan]] = []
+        answers = []
         for batch in batches.epoch():
-            own: list[list[EntitySpan]] = [[] for _ in batch["num_windows"]]
-            for text, kind, start, end in batch["entities"].tolist():
-                own[text].append((self.labels[kind], start, end))
-            true += own
-            predicted += [found for found, _ in self._found(batch)]
-        metrics = entity_scores(true, predicted)
-        metrics.details["bad_records"] = batches.bad_records
-        return metrics
+            texts = len(batch["num_windows"])
+            found = [self._entity_numbers(spans) for spans, _ in self._found(batch)]
+            answers.append(
+                {
+                    "num_true": np.bincount(batch["entities"][:, 0], minlength=texts),
+                    "true": batch["entities"][:, 1:],
+                    "num_found": np.array([len(spans) for spans in found], np.int64),
+                    "found": np.concatenate(found),
+                }
+            )
+        return score_together(batches, joined(answers), self._measure)
+
+    def _measure(self, answers: Arrays) -> Metrics:
+        return entity_scores(
+            self._by_text(answers["true"], answers["num_true"]), self._by_text(answers["found"], answers["num_found"])
+        )
+
+    def _by_text(self, spans: np.ndarray, counts: np.ndarray) -> list[list[EntitySpan]]:
+        parts = np.split(spans, np.cumsum(counts)[:-1])
+        return [[(self.labels[kind], start, end) for kind, start, end in part.tolist()] for part in parts]
 
     def _found(self, batch: Arrays, batch_size: int = 32) -> Iterator[tuple[list[EntitySpan], list[float]]]:
         """For each text its entities (type, first word, word after the last) and their scores."""

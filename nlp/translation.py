@@ -29,6 +29,7 @@ from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import BadExampleError, Examples, Source, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
+from shared.scoring import joined, score_together
 
 if TYPE_CHECKING:
     import keras
@@ -340,15 +341,16 @@ class Translator(Pipeline):
 
     def _score(self, batches: InputPipeline) -> Metrics:
         decoding = self._search(self.decoding, 1)
-        predicted: list[str] = []
-        references: list[str] = []
+        answers = []
         for batch in batches.epoch():
             found = self._translated(batch["source"].tolist(), decoding, self.config.language, 32)
-            predicted += [answer.text for answer in found]
-            references += batch["reference"].tolist()
-        metrics = translation_scores(predicted, references)
-        metrics.details["bad_records"] = batches.bad_records
-        return metrics
+            texts = np.array([answer.text for answer in found], object)
+            answers.append({"predicted": texts, "reference": batch["reference"]})
+        return score_together(
+            batches,
+            joined(answers),
+            lambda rows: translation_scores(rows["predicted"].tolist(), rows["reference"].tolist()),
+        )
 
     # Answers.
 

@@ -10,8 +10,6 @@ import numpy as np
 
 from recsys.metrics import bootstrap_intervals, coverage, hits_at, novelty, ranking_by_user, sampled_places
 
-# Numbers of users -> item numbers (U, K) best first, -1 where there is no answer.
-Ranked: TypeAlias = Callable[[np.ndarray, int], np.ndarray]
 # Rows of users and items of pairs -> scores.
 PairScores: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -42,9 +40,16 @@ class HeldOut:
         return np.isin(asked, keys[self.items >= 0]) & (answers >= 0)
 
 
-def full_ranking(held: HeldOut, ranked: Ranked, cutoffs: tuple[int, ...]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics of the ranking of the whole catalogue, and details: their intervals, and how much was scored."""
-    answers = ranked(np.arange(held.num_users), max(cutoffs))
+def full_ranking(
+    held: HeldOut, answers: np.ndarray, cutoffs: tuple[int, ...]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Metrics of the ranking of the whole catalogue, and details: their intervals, and how much was scored.
+
+    Args:
+        held: what is to be found.
+        answers: item numbers (U, K) best first, -1 where there is no answer; K at least the largest cutoff, or all.
+        cutoffs: how many answers count.
+    """
     hits, relevant = held.hits(answers), held.num_relevant
     by_user: dict[str, np.ndarray] = {}
     for k in cutoffs:

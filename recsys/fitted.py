@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,18 @@ from recsys.metrics import rmse
 from recsys.models.ials import pair_products
 from recsys.models.scorers import Arrays, FactorScorer, PopularityScorer, Scorer
 from recsys.sequences import Sequences
+from shared.distribution import Portion
 from shared.pipeline import Metrics
+from shared.scoring import measured
 
 _WEIGHTS = "model.safetensors"
 _HISTORY = ("data", "indices", "indptr")
 _SEQUENCES = ("offsets", "items")
 # Items whose vectors tell whether an index is of a model.
 _COMPARED = 8
+
+
+_ALL = Portion()
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,8 +176,20 @@ class Fitted:
 
     # Scores.
 
-    def metrics(self, data: Interactions, cutoffs: tuple[int, ...], *, negatives: int = 0, seed: int = 0) -> Metrics:
-        """How well held-out `data` is found again; see `CollaborativeFilter.evaluate`."""
+    def metrics(
+        self,
+        data: Interactions,
+        cutoffs: tuple[int, ...],
+        *,
+        negatives: int = 0,
+        seed: int = 0,
+        portion: Portion = _ALL,
+    ) -> Metrics:
+        """How well held-out `data` is found again; see `CollaborativeFilter.evaluate`.
+
+        Of several workers, each ranks for the users of its `portion`, all call this together, and the first gets the
+        metrics: full rankings only.
+        """
         if not cutoffs or min(cutoffs) < 1 or negatives < 0:
             raise ValueError(
                 "`cutoffs` must be whole numbers, at least one of them and each at least 1, and `negatives` 0 or more; "
@@ -180,23 +197,35 @@ class Fitted:
             )
         data = data.unique()
         held, users, details = self._held_out(data)
+
+        def measure(found: Mapping[str, np.ndarray]) -> Metrics:
+            if negatives:
+                values, more = self._sampled_ranking(held, users, cutoffs, negatives, seed)
+            else:
+                values, more = full_ranking(held, found["items"], cutoffs)
+            if self.signals.explicit and data.ratings is not None:
+                pairs = self.audience.users.numbers(data.users), self.items.numbers(data.items)
+                values["rmse"] = rmse(self.pair_scores(*pairs), data.ratings)
+            return Metrics(values, details={**details, **more})
+
         if negatives:
-            histories = rows_or_empty(self.audience.histories, users)
-            owners = np.repeat(np.arange(len(users)), np.diff(histories.indptr))
-            values, more = sampled_ranking(
-                held,
-                lambda rows, items: self.pair_scores(users[rows], items),
-                cutoffs,
-                negatives=negatives,
-                seen_keys=owners * len(self.items) + histories.indices,
-                seed=seed,
-            )
-        else:
-            values, more = full_ranking(held, lambda rows, k: self.ranked(users[rows], k)[0], cutoffs)
-        if self.signals.explicit and data.ratings is not None:
-            pairs = self.audience.users.numbers(data.users), self.items.numbers(data.items)
-            values["rmse"] = rmse(self.pair_scores(*pairs), data.ratings)
-        return Metrics(values, details={**details, **more})
+            return measure({})
+        own = users[portion.span(len(users))]
+        return measured({"items": self.ranked(own, max(cutoffs))[0]}, measure, portion)
+
+    def _sampled_ranking(
+        self, held: HeldOut, users: np.ndarray, cutoffs: tuple[int, ...], negatives: int, seed: int
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        histories = rows_or_empty(self.audience.histories, users)
+        owners = np.repeat(np.arange(len(users)), np.diff(histories.indptr))
+        return sampled_ranking(
+            held,
+            lambda rows, items: self.pair_scores(users[rows], items),
+            cutoffs,
+            negatives=negatives,
+            seen_keys=owners * len(self.items) + histories.indices,
+            seed=seed,
+        )
 
     def _held_out(self, data: Interactions) -> tuple[HeldOut, np.ndarray, dict[str, Any]]:
         """The pairs to be found, the numbers of their users, and what was left out."""

@@ -22,6 +22,8 @@ from shared.config import Config, option
 from shared.data import Loading
 from shared.examples import listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
+from shared.runtime import current_runtime
+from shared.scoring import measured
 
 if TYPE_CHECKING:
     import keras
@@ -247,11 +249,19 @@ class Ranker(Pipeline):
         held = None if validation is None else self._labelled(validation, "validation")
         task = self.training_task(table, options.training)
         if held is not None:
-            arrays, targets = self._known_encoder.encode(held[0]), held[1]
-            task = replace(task, validate=lambda: self._metrics(self._answers(arrays), targets))
+            task = replace(task, validate=self._validation(*held))
         history = run_training(task, options)
         self._trained = True
         return replace(history, bad_records=tuple(map(str, table.bad_records)))
+
+    def _validation(self, table: Features, targets: np.ndarray) -> Callable[[], Metrics]:
+        """Metrics of a table; several workers score a part of its rows each."""
+        portion = current_runtime().workers.portion
+        rows = np.arange(len(targets))[portion.span(len(targets))]
+        own = self._known_encoder.encode(table if portion.is_all else table.take(rows))
+        return lambda: measured(
+            {"scores": self._answers(own)}, lambda found: self._metrics(found["scores"], targets), portion
+        )
 
     def _labelled(self, data: Any, name: str) -> tuple[Features, np.ndarray]:
         """A table with its targets, which fit the config.

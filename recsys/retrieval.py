@@ -28,6 +28,7 @@ from recsys.tower_training import SIDES, TowerRun, tower_network
 from shared.config import Config, option
 from shared.data import Loading
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics
+from shared.runtime import current_runtime
 
 if TYPE_CHECKING:
     import keras
@@ -341,7 +342,8 @@ class TwoTowerRetriever(Recommender):
         task = run.task(options.training)
         self.provenance["data"] = {"fingerprint": task.fingerprint["data"], "num_examples": len(data)}
         if held is not None:
-            task = replace(task, validate=lambda: run.fitted().metrics(held, (10,)))
+            portion = current_runtime().workers.portion
+            task = replace(task, validate=lambda: run.fitted().metrics(held, (10,), portion=portion))
         history = run_training(task, options)
         self._encoders, self._num_items = run.encoders, len(run.items)
         self._towers = run.without_ids() if run.encoders else None

@@ -28,6 +28,7 @@ from shared.data import Arrays as Batch
 from shared.data import InputPipeline, Loading, Stages
 from shared.examples import Examples, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics
+from shared.runtime import current_runtime
 
 if TYPE_CHECKING:
     import keras
@@ -232,7 +233,8 @@ class SequentialRecommender(Recommender):
         data = as_interactions(train, name="train")
         task = self.training_task(data, options.training)
         if held is not None:
-            task = replace(task, validate=lambda: self._known.metrics(held, (10,)))
+            portion = current_runtime().workers.portion
+            task = replace(task, validate=lambda: self._known.metrics(held, (10,), portion=portion))
         history = run_training(task, options)
         self._trained = True
         return replace(history, bad_records=(*map(str, data.bad_records), *history.bad_records))
@@ -255,7 +257,7 @@ class SequentialRecommender(Recommender):
 
     def _network(self, num_items: int) -> SequenceNetwork:
         from recsys.models.sequence_network import AttentionNetwork, RecurrentNetwork
-        from shared.runtime import current_runtime, seeded
+        from shared.runtime import seeded
 
         config = self.config
         fields: dict[str, Any] = {"dim": config.dim, "num_layers": config.num_layers, "dropout": config.dropout}
@@ -276,8 +278,6 @@ class SequentialRecommender(Recommender):
 
     def _collate(self, examples: Sequence[Batch]) -> Batch:
         """Windows of B users: items and, one place on, targets (B, T), int32; -1 where there is none."""
-        from shared.runtime import current_runtime
-
         lengths = np.array([len(example["sequence"]) - 1 for example in examples], np.int32)
         width = int(lengths.max())
         if current_runtime().few_shapes:

@@ -119,8 +119,10 @@ class _TFRSPipeline(Recommender):
 
     # What differs.
 
-    def _metrics(self, fitted: Fitted, held: Interactions, cutoffs: tuple[int, ...], **options: int) -> Metrics:
-        metrics = fitted.metrics(held, cutoffs, **options)
+    def _metrics(
+        self, fitted: Fitted, held: Interactions, cutoffs: tuple[int, ...], *, negatives: int = 0, seed: int = 0
+    ) -> Metrics:
+        metrics = fitted.metrics(held, cutoffs, negatives=negatives, seed=seed)
         if held.ratings is not None and self._predicts_ratings:
             held = held.unique()
             assert held.ratings is not None

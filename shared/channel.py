@@ -39,7 +39,7 @@ class WorkerLostError(RuntimeError):
 
 
 class Channel:
-    """This worker's end. `exchange` and `from_first` are called by all workers in the same order.
+    """This worker's end. `exchange`, `to_first` and `from_first` are called by all workers in the same order.
 
     Args:
         index: number of this worker.
@@ -125,6 +125,16 @@ class Channel:
             self._send_all(_packed(self._number, value, arrays or {}))
             return value, dict(arrays or {})
         return self._received(0)
+
+    def to_first(self, arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+        """For worker 0 the arrays, of numbers or texts, that all workers give, by worker; for the others nothing."""
+        self._number += 1
+        if self.index == 0:
+            return [dict(arrays), *(_with_texts(*self._received(index)) for index in range(1, self.count))]
+        texts = {name: array.tolist() for name, array in arrays.items() if array.dtype.kind in "OU"}
+        numbers = {name: array for name, array in arrays.items() if name not in texts}
+        self._send(0, _VALUE, _packed(self._number, texts, numbers))
+        return []
 
     def _received(self, index: int) -> tuple[Any, dict[str, np.ndarray]]:
         while True:
@@ -308,6 +318,10 @@ def _saved(arrays: Mapping[str, np.ndarray]) -> bytes:
 
     data: bytes = save({name: np.array(array, order="C") for name, array in arrays.items()})
     return data
+
+
+def _with_texts(texts: Mapping[str, list[str]], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {**arrays, **{name: np.array(values, object) for name, values in texts.items()}}
 
 
 def _unpacked(payload: bytes) -> tuple[int, Any, dict[str, np.ndarray]]:

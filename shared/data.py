@@ -81,7 +81,8 @@ class Loading:
     With `batch_tokens` a batch has as many examples as fit into so many tokens, padding included, in place of
     `batch_size`; one that is longer is a batch of its own. `cache_bytes` bounds the memory for encoded examples
     (0: none); those beyond it are encoded anew each epoch.
-    `max_bad_share` is the share of unreadable examples above which an epoch stops with an error.
+    `max_bad_share` is the share of unreadable examples above which an epoch stops with an error. `portion` is which
+    examples `epoch` reads, in the order of the source: all, or this worker's where several score a set together.
     """
 
     batch_size: int = 32
@@ -93,6 +94,7 @@ class Loading:
     num_threads: int = field(default_factory=_num_cores)
     max_bad_share: float = 0.01
     prefetch: int = 2
+    portion: Portion = Portion()
 
 
 class InputPipeline:
@@ -232,7 +234,7 @@ class InputPipeline:
         for number, group in enumerate(groups, start=first):
             if number >= start_batch and not self._is_dropped(number, len(group)):
                 yield number, group
-        if number < 0:
+        if number < 0 and self.loading.portion.is_all:
             raise ValueError("The data has no examples. Check where it comes from, and what was filtered out.")
 
     def _is_dropped(self, number: int, num_examples: int) -> bool:
@@ -336,10 +338,11 @@ class InputPipeline:
         if isinstance(self.source, Examples):
             indices = self._order(epoch, len(self.source))
             kept = [i for i in indices.tolist() if i not in self._bad] if self._bad else indices.tolist()
-            for index in kept[skip:]:
+            for index in kept[self.loading.portion.span(len(kept))][skip:]:
                 yield (index, *self.source[index])
         else:
-            numbered = ((i, *pair) for i, pair in enumerate(self.source))
+            portion = self.loading.portion
+            numbered = ((i, *pair) for i, pair in enumerate(self.source) if portion.has(i))
             shuffled = self._shuffled_stream(numbered, epoch) if self.loading.shuffle else numbered
             # Left out after shuffling: the order of the others must not depend on which are known to be bad.
             good = (item for item in shuffled if item[0] not in self._bad)

@@ -67,6 +67,15 @@ class Portion:
         own = range(self.first, self.first + self.count)
         return [batch[bounds[share] : bounds[share + 1]] for share in own]
 
+    def span(self, count: int) -> slice:
+        """The same of `count` examples, as one slice."""
+        first, last = (share * count // self.num_shares for share in (self.first, self.first + self.count))
+        return slice(first, last)
+
+    def has(self, number: int) -> bool:
+        """Whether an example is this process's, of those that come one by one and not all at once, as for `of`."""
+        return self.first <= number % self.num_shares < self.first + self.count
+
 
 @dataclass(frozen=True)
 class BatchShares:
@@ -183,8 +192,13 @@ class Workers:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files, shows progress and scores."""
+        """Whether this process writes files, shows progress and has the scores."""
         return self.index == 0
+
+    @property
+    def portion(self) -> Portion:
+        """This process's part of what each example needs once: one share for each worker."""
+        return Portion(self.count, self.index, 1)
 
     def require_alone(self, what: str) -> None:
         """Refuse what several workers cannot share.
@@ -204,6 +218,14 @@ class Workers:
             WorkerLostError: where one will never come.
         """
         return [value] if self._channel is None else self._channel.exchange(value)
+
+    def to_first(self, arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+        """For worker 0 the arrays that each gives, by worker; the others go on at once, with an empty list.
+
+        Raises:
+            WorkerLostError: where those of another will never come.
+        """
+        return [dict(arrays)] if self._channel is None else self._channel.to_first(arrays)
 
     def from_first(self, make: Callable[[], _T]) -> _T:
         """A plain value (JSON) that only worker 0 makes; the others wait for it, however long it takes."""

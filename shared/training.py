@@ -44,7 +44,7 @@ class TrainingTask:
     `loss(batch)` runs the model in training mode on a batch of tensors (the dictionary that `batches` yields, as
     tensors) and gives the mean loss, a scalar; on several devices each gets its share of the batch, so a mean over
     anything but examples is made by `distribution.mean_over_batch`. `validate()` scores the model as it is, with
-    `evaluate`'s own code.
+    `evaluate`'s own code; all workers call it together, and what the first gets counts.
     `set_head_only(on)` switches between training the head alone, in the first `freeze_epochs`, and all that shall be
     trained. `rate_factors` has one factor on the learning rate for each of the variables trained with it off.
     `row_wise` has large tables of which a step of adamw is to update only the rows that it read. `fingerprint`
@@ -66,7 +66,7 @@ class TrainingTask:
 def run_training(task: TrainingTask, options: FitOptions) -> History:
     """Train `task.model` in place and return how it went; the model ends with its best weights.
 
-    Of several workers, the first writes, shows and scores; all end with the same weights.
+    Of several workers, the first writes and shows; all score a part, and end with the same weights.
 
     Raises:
         WorkerLostError: where another worker died, hung, or stopped with an error.
@@ -91,8 +91,15 @@ def training_loading(training: TrainingConfig) -> Loading:
 
 
 def validation_loading(training: TrainingConfig) -> Loading:
-    """How the validation set of a training run is loaded: as much kept and tolerated as of the training set."""
-    return Loading(cache_bytes=int(training.cache_gib * (1 << 30)), max_bad_share=training.max_bad_share)
+    """How the validation set of a training run is loaded: as much kept and tolerated as of the training set.
+
+    Of several workers each reads its part.
+    """
+    return Loading(
+        cache_bytes=int(training.cache_gib * (1 << 30)),
+        max_bad_share=training.max_bad_share,
+        portion=current_runtime().workers.portion,
+    )
 
 
 def run_fingerprint(pipeline: Pipeline, batches: InputPipeline) -> dict[str, Any]:
@@ -262,8 +269,10 @@ class _Run:
         return metrics
 
     def _scored(self, validate: Callable[[], Metrics]) -> Metrics:
-        """The scores by which all workers go: those of the first, whose set is whole."""
-        return Metrics(self.workers.from_first(lambda: {name: float(value) for name, value in validate().items()}))
+        """The scores by which all workers go: those of the first, of what all have answered."""
+        with self.workers.acting_alone():
+            own = {name: float(value) for name, value in validate().items()}
+        return Metrics(self.workers.from_first(lambda: own))
 
     def _keep_best(self, value: float) -> None:
         self.best, self.best_epoch = value, self.epoch + 1

@@ -10,6 +10,7 @@ A test class names its pipeline, tiny data and a floor:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -23,6 +24,8 @@ import pytest
 
 import shared.artifact
 from shared import Config, NotFittedError, Pipeline, TrainingConfig, load_pipeline
+from shared.distribution import Workers
+from shared.runtime import activated, current_runtime
 
 _ROOT = Path(__file__).parents[1]
 
@@ -32,6 +35,27 @@ from shared import load_pipeline
 pipeline = load_pipeline(sys.argv[1])
 print("ANSWERS " + json.dumps([answer.to_dict() for answer in pipeline.predict(eval(sys.argv[2]))]))
 """
+
+
+class _BeforeTrainingError(Exception):
+    """Ends a `fit` when all is prepared."""
+
+
+class WorkerInTurn(Workers):
+    """One of two workers, the second of which acts before the first."""
+
+    def __init__(self, index: int, sent: list[dict[str, np.ndarray]]) -> None:
+        super().__init__()
+        self._index, self._sent = index, sent
+
+    count = property(lambda self: 2)
+    index = property(lambda self: self._index)
+
+    def to_first(self, arrays: Any) -> list[dict[str, np.ndarray]]:
+        if self._index == 0:
+            return [dict(arrays), *self._sent]
+        self._sent.append(dict(arrays))
+        return []
 
 
 class PipelineContract:
@@ -46,6 +70,8 @@ class PipelineContract:
     export_tolerance: ClassVar[float] = 1e-4
     # Models that are solved at once have no epochs, and so no losses.
     has_epochs: ClassVar[bool] = True
+    # Whether several processes can train it together.
+    has_workers: ClassVar[bool] = True
 
     @classmethod
     def data(cls) -> Any:
@@ -119,6 +145,34 @@ class PipelineContract:
         metrics = fitted.evaluate(self.held_out())
         assert tuple(metrics) == self.metric_names
         assert all(math.isfinite(value) for value in metrics.values())
+
+    def test_workers_score_as_one_does(self, fitted: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        if not self.has_workers:
+            pytest.skip("is trained by one process")
+        fitted.save(tmp_path / "model")
+        whole = self.validated(tmp_path / "model", monkeypatch, Workers())
+        sent: list[Any] = []
+        others, figures = (
+            self.validated(tmp_path / "model", monkeypatch, WorkerInTurn(index, sent)) for index in (1, 0)
+        )
+        assert others == {}
+        assert len(sent) == 1
+        assert figures == pytest.approx(whole, abs=1e-6)
+
+    def validated(self, saved: Path, monkeypatch: pytest.MonkeyPatch, workers: Workers) -> Any:
+        """What such a worker gets of the validation set when training goes on, before the first step."""
+        found = []
+
+        def run(task: Any, options: Any) -> Any:
+            found.append(dict(task.validate()))
+            raise _BeforeTrainingError
+
+        pipeline = load_pipeline(saved)
+        with monkeypatch.context() as patch, activated(dataclasses.replace(current_runtime(), workers=workers)):
+            patch.setattr("shared.training.run_training", run)
+            with pytest.raises(_BeforeTrainingError):
+                pipeline.fit(self.data(), self.held_out(), training=self.training)
+        return found[0]
 
     # Predicting.
 

@@ -21,6 +21,7 @@ from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import Examples, Source, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
+from shared.scoring import joined, score_together
 from shared.vocabulary import Vocabulary
 from vision.augmentation import Augmentation, cutmix, mixup, smallest_useful_side
 from vision.images import decode_image
@@ -212,7 +213,7 @@ class ImageClassifier(Pipeline):
 
         validate = None
         if validation is not None:
-            scored = self._evaluation_batches(validation, validation_loading(options.training))
+            scored = self._scoring_batches(validation, validation_loading(options.training))
             validate = functools.partial(self._score, scored)
         task = self.training_task(train, options.training, validate=validate)
         history = run_training(task, options)
@@ -220,7 +221,7 @@ class ImageClassifier(Pipeline):
         return history
 
     def _evaluate(self, data: Any, loading: Loading) -> Metrics:
-        return self._score(self._evaluation_batches(data, loading))
+        return self._score(self._scoring_batches(data, loading))
 
     # Images and targets on their way in.
 
@@ -303,16 +304,18 @@ class ImageClassifier(Pipeline):
 
         return loss
 
-    def _evaluation_batches(self, data: Any, loading: Loading) -> InputPipeline:
+    def _scoring_batches(self, data: Any, loading: Loading) -> InputPipeline:
         loading = replace(loading, batch_size=64)
         return InputPipeline(as_source(data), Stages(encode=self._encode_for_evaluation), loading)
 
     def _score(self, batches: InputPipeline) -> Metrics:
-        scored = [(self._probabilities(batch["images"]), batch["targets"]) for batch in batches.epoch()]
-        probabilities, targets = (np.concatenate(part) for part in zip(*scored, strict=True))
-        metrics = self._classes.score(probabilities, targets)
-        metrics.details["bad_records"] = batches.bad_records
-        return metrics
+        answers = joined(
+            {"probabilities": self._probabilities(batch["images"]), "targets": batch["targets"]}
+            for batch in batches.epoch()
+        )
+        return score_together(
+            batches, answers, lambda rows: self._classes.score(rows["probabilities"], rows["targets"])
+        )
 
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 images (B, S, S, C) -> float32 probabilities (B, number of labels)."""

@@ -19,11 +19,12 @@ from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import Examples, Source, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
+from shared.scoring import joined, score_together
 from shared.vocabulary import Vocabulary
 from vision.annotations import as_objects
 from vision.boxes import clip_boxes, has_area, suppressed
 from vision.detection_batches import TrainingVariation, collated, encoded_objects
-from vision.detection_metrics import ScoredImage, coco_metrics
+from vision.detection_metrics import coco_metrics, scored_images
 from vision.drawing import class_colour, draw_boxes
 from vision.frame import Frame, framed
 from vision.geometry import GeometryRange
@@ -312,7 +313,7 @@ class ObjectDetector(Pipeline):
 
         validate = None
         if validation is not None:
-            scored = self._evaluation_batches(validation, validation_loading(options.training))
+            scored = self._scoring_batches(validation, validation_loading(options.training))
             validate = functools.partial(self._score, scored)
         task = self.training_task(train, options.training, validate=validate)
         history = run_training(task, options)
@@ -320,7 +321,7 @@ class ObjectDetector(Pipeline):
         return history
 
     def _evaluate(self, data: Any, loading: Loading) -> Metrics:
-        return self._score(self._evaluation_batches(data, loading))
+        return self._score(self._scoring_batches(data, loading))
 
     # Images and objects on their way in.
 
@@ -351,7 +352,7 @@ class ObjectDetector(Pipeline):
             augment_batch=variation.vary_batch if config.mosaic or config.multi_scale else None,
         )
 
-    def _evaluation_batches(self, data: Any, loading: Loading) -> InputPipeline:
+    def _scoring_batches(self, data: Any, loading: Loading) -> InputPipeline:
         # The network may not be there yet: its frame is asked for when the first image comes.
         stages = Stages(encode=self._encode_for_evaluation, collate=collated)
         return InputPipeline(as_source(data), stages, replace(loading, batch_size=16))
@@ -375,23 +376,24 @@ class ObjectDetector(Pipeline):
     # Scores and answers.
 
     def _score(self, batches: InputPipeline) -> Metrics:
-        scored: list[ScoredImage] = []
+        answers = []
         for batch in batches.epoch():
-            for number, rows in enumerate(self._in_images(self._answers(batch["images"]), batch["size"])):
-                there = batch["classes"][number] >= 0
-                rows = rows[rows[:, 4] >= _SCORED_FROM]
-                scored.append(
-                    ScoredImage(
-                        boxes=batch["boxes"][number][there],
-                        classes=batch["classes"][number][there],
-                        crowd=batch["crowd"][number][there],
-                        found_boxes=rows[:, :4],
-                        found_classes=rows[:, 5].astype(np.int64),
-                        scores=rows[:, 4],
-                    )
-                )
-        values, details = coco_metrics(scored, [str(name) for name in self._names])
-        return Metrics(values, details={**details, "bad_records": batches.bad_records})
+            there = batch["classes"] >= 0
+            images = self._in_images(self._answers(batch["images"]), batch["size"])
+            found = [rows[rows[:, 4] >= _SCORED_FROM] for rows in images]
+            answers.append(
+                {name: batch[name][there] for name in ("boxes", "classes", "crowd")}
+                | {
+                    "num_boxes": there.sum(axis=1),
+                    "num_found": np.array([len(rows) for rows in found]),
+                    "found": np.concatenate(found),
+                }
+            )
+        return score_together(batches, joined(answers), self._measure)
+
+    def _measure(self, answers: Arrays) -> Metrics:
+        values, details = coco_metrics(scored_images(answers), [str(name) for name in self._names])
+        return Metrics(values, details=details)
 
     def _rows(self, inputs: Any, batch_size: int) -> Iterator[np.ndarray]:
         """Answers (M, 6) of each image in its own pixels."""

@@ -5,7 +5,7 @@ The counting is faster-coco-eval's, whose numbers are those of pycocotools.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,21 @@ class ScoredImage:
     found_boxes: np.ndarray
     found_classes: np.ndarray
     scores: np.ndarray
+
+
+def scored_images(answers: Mapping[str, np.ndarray]) -> list[ScoredImage]:
+    """Images from the rows of all.
+
+    Args:
+        answers: `num_boxes` (I,) says how many rows of `boxes`, `classes` and `crowd` are an image's, `num_found` (I,)
+            how many of `found` (M, 6): xyxy, score, class.
+    """
+    places, found_places = (np.cumsum(answers[name])[:-1] for name in ("num_boxes", "num_found"))
+    truth = [np.split(answers[name], places) for name in ("boxes", "classes", "crowd")]
+    return [
+        ScoredImage(boxes, classes, crowd, rows[:, :4], rows[:, 5].astype(np.int64), rows[:, 4])
+        for boxes, classes, crowd, rows in zip(*truth, np.split(answers["found"], found_places), strict=True)
+    ]
 
 
 def coco_metrics(images: Sequence[ScoredImage], labels: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:

@@ -20,6 +20,7 @@ from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import BadExampleError, Examples, Source, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
+from shared.scoring import score_together
 from shared.vocabulary import Vocabulary
 from vision.annotations import IGNORED
 from vision.augmentation import colour_jittered
@@ -284,7 +285,7 @@ class ImageSegmenter(Pipeline):
 
         validate = None
         if validation is not None:
-            scored = self._evaluation_batches(validation, validation_loading(options.training))
+            scored = self._scoring_batches(validation, validation_loading(options.training))
             validate = functools.partial(self._score, scored)
         task = self.training_task(train, options.training, validate=validate)
         history = run_training(task, options)
@@ -292,7 +293,7 @@ class ImageSegmenter(Pipeline):
         return history
 
     def _evaluate(self, data: Any, loading: Loading) -> Metrics:
-        return self._score(self._evaluation_batches(data, loading))
+        return self._score(self._scoring_batches(data, loading))
 
     # Images and masks on their way in.
 
@@ -338,7 +339,7 @@ class ImageSegmenter(Pipeline):
         pixels, mask = self._pair(image, target)
         return {**self._encode(pixels), "masks": mask}
 
-    def _evaluation_batches(self, data: Any, loading: Loading) -> InputPipeline:
+    def _scoring_batches(self, data: Any, loading: Loading) -> InputPipeline:
         # One by one: images and masks keep their sizes, which differ.
         return InputPipeline(
             as_source(data), Stages(encode=self._encode_for_evaluation), replace(loading, batch_size=1)
@@ -374,8 +375,11 @@ class ImageSegmenter(Pipeline):
         for batch in batches.epoch():
             for truth, answer in zip(batch["masks"], self._masks(batch, 8), strict=True):
                 counts += pixel_counts(truth, answer, len(self._names))
-        values, details = segmentation_metrics(counts, [str(name) for name in self._names])
-        return Metrics(values, details={**details, "bad_records": batches.bad_records})
+        return score_together(batches, {"counts": counts[None]}, self._measure)
+
+    def _measure(self, answers: Arrays) -> Metrics:
+        values, details = segmentation_metrics(answers["counts"].sum(axis=0), [str(name) for name in self._names])
+        return Metrics(values, details=details)
 
     def _masks(self, batch: Arrays, batch_size: int) -> Iterator[np.ndarray]:
         """Class numbers uint8 (h, w) of each image of a batch, in its own pixels."""

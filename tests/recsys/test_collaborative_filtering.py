@@ -27,6 +27,7 @@ def config(model: str, **fields: Any) -> CollaborativeFilterConfig:
 class RecommenderContract(PipelineContract):
     """The contract, for all models: what differs is the config."""
 
+    has_workers = False
     pipeline_class = CollaborativeFilter
     training = _TRAINING
     metric_names = ("ndcg@10", "recall@10", "mrr@10", "hit@10", "map@10", "coverage@10", "novelty")

@@ -26,6 +26,7 @@ class TestRetriever(PipelineContract):
     training = TrainingConfig(epochs=8, batch_size=64, learning_rate=0.2)
     metric_names: ClassVar[tuple[str, ...]] = _RANKING
     export_formats = ("saved_model",)
+    has_workers = False
     floor = 0.4
 
     @classmethod

@@ -67,15 +67,16 @@ def text_classifier(**options: Any) -> Any:
 def sequential_recommender(**options: Any) -> Any:
     """Histories of different lengths, whose loss is a mean over places and not over users."""
     from recsys import Interactions, SequentialRecommender, SequentialRecommenderConfig
+    from recsys.splitting import leave_one_out
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 9, 44)
     users = np.repeat(np.arange(44), lengths).tolist()
     items = [f"item{number}" for number in rng.integers(0, 20, len(users))]
-    data = Interactions(users, items)
+    data = leave_one_out(Interactions(users, items))
     config = SequentialRecommenderConfig(dim=8, num_layers=1, num_heads=1, dropout=0.0, seed=1)
     recommender = SequentialRecommender(config)
-    recommender.fit(data, **{"training": training(), **options})
+    recommender.fit(data.train, data.test, **{"training": training(), **options})
     return recommender
 
 

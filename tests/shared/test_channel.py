@@ -81,6 +81,28 @@ def test_all_get_the_values_of_all_in_their_order(group):
         assert values == [[[turn, index] for index in range(count)]] * count
 
 
+def test_the_first_gets_the_arrays_of_all(group):
+    def act(channel: Channel) -> Any:
+        own = channel.index
+        return channel.to_first(
+            {
+                "rows": np.full((own, 2), own, np.float32),
+                "flags": np.arange(own) > 0,
+                "texts": np.array(["süß", "x" * own], object),
+                "codes": np.array(["", "ab"]),
+            }
+        )
+
+    first, *others = group.all(act)
+    assert others == [[]] * (len(group.channels) - 1)
+    for index, found in enumerate(first):
+        assert found["rows"].dtype == np.float32
+        assert found["flags"].dtype == bool
+        np.testing.assert_array_equal(found["rows"], np.full((index, 2), index))
+        assert found["texts"].tolist() == ["süß", "x" * index]
+        assert found["codes"].tolist() == ["", "ab"]
+
+
 def test_all_get_what_the_first_has(group):
     arrays = {"x": np.arange(6.0).reshape(2, 3), "empty": np.zeros((0, 2)), "scalar": np.array(3.0, np.float32)}
 
