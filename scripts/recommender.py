@@ -1,26 +1,27 @@
-"""The command line that scripts of recommenders share: train, evaluate, recommend, predict, export."""
+"""The command line that scripts of recommenders share: train, evaluate, recommend, predict, export, tune."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from shared.artifact import check_target
-from shared.cli import OneLineParser, imported, run_script, run_verb
+from shared.cli import imported, run_script, run_verb
 from shared.examples import existing_file
-from shared.flags import add_flags, config_from_flags
+from shared.flags import OneLineParser, add_flags, config_from_flags
 from shared.pipeline import ExportFormat
-from shared.ray_verbs import add_engine
+from shared.ray_verbs import add_engine, add_search, answer_on_ray, on_ray, tune_on_ray, with_values
 from shared.runtime import RuntimeConfig, current_runtime
 from shared.training_config import TrainingConfig
 from shared.training_flags import add_profile_flag, apply_for_training, print_profile, profile_directory
@@ -28,6 +29,8 @@ from shared.training_flags import add_profile_flag, apply_for_training, print_pr
 _COLUMNS = ("user", "item", "rating", "timestamp")
 _SIDES = ("user", "item")
 _INTERVAL = 0.95
+# Users who are recommended to at a time, so that many need no more memory than a few.
+_PORTION = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,53 @@ class RecommenderCommand:
     common: tuple[str, ...]
     holds_out_validation: bool = False
     features: bool = False
+
+    # What processes of a cluster run.
+
+    def answering(self, arguments: Sequence[str]) -> Callable[[list[str]], Any]:
+        """What recommends to users as the command line of `recommend` says."""
+        options = _parser(self, show_all=True).parse_args(list(arguments))
+        return _recommending(self, options, _here(options))
+
+    def run_trial(
+        self,
+        arguments: Sequence[str],
+        values: Mapping[str, str],
+        output: Path,
+        after_epoch: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Train one recommender as `tune` was asked to, with other values for some flags, and save it to `output`."""
+        asked = _parser(self, show_all=True).parse_args(list(arguments))
+        options = with_values(asked, values, imported(self.config))
+        runtime = _here(options)
+        prepared = _prepared(self, options)
+        reported = False
+
+        def report(record: dict[str, Any]) -> None:
+            nonlocal reported
+            reported = True
+            after_epoch(record)
+
+        runtime.apply()
+        pipeline = imported(self.pipeline)(prepared.config)
+        pipeline.fit(
+            prepared.learned,
+            prepared.validation,
+            training=prepared.training,
+            after_epoch=report,
+            **prepared.tables,
+        )
+        if not reported:  # a model that is solved at once
+            metrics = pipeline.evaluate(prepared.validation)
+            after_epoch({"epoch": 1, **{f"validation_{name}": value for name, value in metrics.items()}})
+        pipeline.save(output)
+
+
+def _here(options: argparse.Namespace) -> RuntimeConfig:
+    """The runtime of one process of a cluster, which has no other workers."""
+    runtime = config_from_flags(RuntimeConfig, options).replace(workers="off")
+    runtime.prepare_environment()
+    return runtime
 
 
 def main(command: RecommenderCommand, arguments: Sequence[str] | None = None) -> int:
@@ -67,12 +117,27 @@ def main(command: RecommenderCommand, arguments: Sequence[str] | None = None) ->
 # The verbs.
 
 
-def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+@dataclass(frozen=True)
+class _Prepared:
+    """What a training needs: config, data that it learns from and is chosen by, and what is held out.
+
+    `tables` are keywords of `fit`, `whole` the split before a validation set was left out.
+    """
+
+    config: Any
+    training: TrainingConfig
+    holdout: Any
+    whole: Any
+    split: Any
+    learned: Any
+    validation: Any
+    tables: dict[str, Any]
+
+
+def _prepared(command: RecommenderCommand, options: argparse.Namespace) -> _Prepared:
     from recsys import Holdout, Split
     from recsys.splitting import leave_one_out
 
-    output = Path(options.output)
-    check_target(output)
     training = config_from_flags(TrainingConfig, options)
     config = config_from_flags(imported(command.config), options)
     holdout = None if options.holdout is None else Holdout.parse(options.holdout, seed=training.seed)
@@ -80,41 +145,51 @@ def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: Ru
     validation = None if options.validation is None else _read(options.validation, options, training.max_bad_share)
     split = Split(data, data) if holdout is None else holdout(data)
     whole, learned = split, split.train
-    if command.holds_out_validation and holdout is not None and validation is None:
+    chosen_by_validation = command.holds_out_validation or options.verb == "tune"
+    if chosen_by_validation and holdout is not None and validation is None:
         inner = leave_one_out(split.train)
         learned, validation = inner.train, inner.test
         split = replace(split, seen=validation if split.seen is None else validation.joined(split.seen))
     known = {"user": learned.users, "item": learned.items}
     features = _features(command, options, training.max_bad_share, known)
-    checkpoint = output.with_name(output.name + ".checkpoint")
     tables = {f"{side}_features": table for side, table in features.items()}
+    return _Prepared(config, training, holdout, whole, split, learned, validation, tables)
+
+
+def _train(command: RecommenderCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+    output = Path(options.output)
+    check_target(output)
+    prepared = _prepared(command, options)
+    config, training, learned = prepared.config, prepared.training, prepared.learned
+    checkpoint = output.with_name(output.name + ".checkpoint")
     pipeline = apply_for_training(
-        runtime, lambda: imported(command.pipeline)(config), learned, training, checkpoint, tables
+        runtime, lambda: imported(command.pipeline)(config), learned, training, checkpoint, prepared.tables
     )
     history = pipeline.fit(
         learned,
-        validation,
+        prepared.validation,
         training=training,
         checkpoint=checkpoint,
         resume=options.resume,
         log=output.with_name(output.name + ".log.jsonl"),
         profile=profile_directory(options.profile, output),
-        **tables,
+        **prepared.tables,
     )
     workers = current_runtime().workers
     if not workers.is_first:
         return  # the first of several workers scores, saves and tells
     with workers.acting_alone():
-        if holdout is not None:
-            metrics = pipeline.evaluate(split.test, seen=split.seen)
-            print(f"held out: {holdout}, {metrics.details['users']} users, {metrics.details['protocol']}")
+        if prepared.holdout is not None:
+            metrics = pipeline.evaluate(prepared.split.test, seen=prepared.split.seen)
+            print(f"held out: {prepared.holdout}, {metrics.details['users']} users, {metrics.details['protocol']}")
             print(f"{getattr(config, 'model', command.name):40s} {metrics}")
         pipeline.save(output)
         shutil.rmtree(checkpoint, ignore_errors=True)
         print(f"saved {output} after {history.wall_seconds:.1f} s of training, {len(history.bad_records)} bad records")
         print_profile(options.profile, output)
-        if holdout is not None and options.baselines:
-            _print_baselines(whole, holdout, config.min_rating, learn_more=learned is not whole.train)
+        if prepared.holdout is not None and options.baselines:
+            learn_more = learned is not prepared.whole.train
+            _print_baselines(prepared.whole, prepared.holdout, config.min_rating, learn_more=learn_more)
 
 
 def _print_baselines(split: Any, holdout: Any, min_rating: float, *, learn_more: bool) -> None:
@@ -149,7 +224,36 @@ def _evaluate(command: RecommenderCommand, options: argparse.Namespace, runtime:
         Path(options.json).write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
 
 
+def _tune(command: RecommenderCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+    if options.holdout is None and options.validation is None:
+        raise ValueError("`tune` needs --validation PATH, or --holdout HOW, to choose by.")
+    config_class = imported(command.config)
+    tune_on_ray(options, runtime, config_class, lambda changed: config_from_flags(config_class, changed))
+
+
 def _recommend(command: RecommenderCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
+    users = _listed_users(options.users)
+    if on_ray(options):
+        answer_on_ray(options, runtime, users)
+        return
+    recommend = _recommending(command, options, runtime)
+    portions = iter(lambda: list(itertools.islice(users, _PORTION)), [])
+    _write(itertools.chain.from_iterable(map(recommend, portions)), options.output)
+
+
+def _listed_users(text: str) -> Iterator[str]:
+    """The users in a flag, or in the lines of a file that it names."""
+    if not text.startswith("@"):
+        yield from filter(None, text.split(","))
+        return
+    with existing_file(text[1:]).open(encoding="utf-8") as lines:
+        yield from filter(None, (line.rstrip("\r\n") for line in lines))
+
+
+def _recommending(
+    command: RecommenderCommand, options: argparse.Namespace, runtime: RuntimeConfig
+) -> Callable[[list[str]], Any]:
+    """What recommends to users, by their ids as they were typed."""
     runtime.apply()
     pipeline = imported(command.pipeline).load(options.model)
     known = {"user": pipeline.users, "item": pipeline.items}
@@ -157,10 +261,13 @@ def _recommend(command: RecommenderCommand, options: argparse.Namespace, runtime
     for side, table in features.items():
         added = pipeline.add_items(table) if side == "item" else pipeline.add_users(table)
         print(f"{len(added)} {side}s added by their features", file=sys.stderr)
-    users = _ids(options.users, pipeline.users)
-    exclude = _ids(options.exclude, pipeline.items) if options.exclude else ()
-    answers = pipeline.recommend(users, options.k, seen=not options.keep_seen, exclude=exclude)
-    _write(answers, options.output)
+    exclude = _ids(filter(None, options.exclude.split(",")), pipeline.items) if options.exclude else ()
+
+    def recommend(users: list[str]) -> Any:
+        numbers = _ids(users, pipeline.users)
+        return pipeline.recommend(numbers, options.k, seen=not options.keep_seen, exclude=exclude)
+
+    return recommend
 
 
 def _predict(command: RecommenderCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
@@ -171,7 +278,7 @@ def _predict(command: RecommenderCommand, options: argparse.Namespace, runtime: 
         user, comma, item = text.rpartition(",")
         if not comma:
             raise ValueError(f"An input is USER,ITEM; received {text!r}.")
-        pairs.append((*_ids(user, pipeline.users, whole=True), *_ids(item, pipeline.items, whole=True)))
+        pairs.append((*_ids([user], pipeline.users), *_ids([item], pipeline.items)))
     _write(pipeline.predict(pairs), options.output)
 
 
@@ -186,6 +293,7 @@ _VERBS: dict[str, Callable[[RecommenderCommand, argparse.Namespace, RuntimeConfi
     "recommend": _recommend,
     "predict": _predict,
     "export": _export,
+    "tune": _tune,
 }
 
 
@@ -235,13 +343,15 @@ def _id_column(path: Path, side: str) -> str:
     return found[0]
 
 
-def _ids(text: str, known: Sequence[Any], *, whole: bool = False) -> list[Any]:
-    """The ids in a flag, of the kind that the recommender knows."""
-    parts = [text] if whole else [part for part in text.split(",") if part]
-    if not known or not isinstance(known[0], int):
-        return parts
+def _ids(texts: Iterable[str], known: Sequence[Any]) -> list[Any]:
+    """Ids as they were typed, as the kind that the recommender knows."""
+    is_whole = bool(known) and isinstance(known[0], int)
+    return [_whole(text) if is_whole else text for text in texts]
+
+
+def _whole(text: str) -> int:
     try:
-        return [int(part) for part in parts]
+        return int(text)
     except ValueError as error:
         raise ValueError(f"The ids of this recommender are whole numbers; received {text!r}.") from error
 
@@ -268,13 +378,18 @@ def _parser(command: RecommenderCommand, *, show_all: bool) -> argparse.Argument
         return added
 
     train = verb("train", "train on interactions and save the recommender; --help-all shows every flag")
-    train.add_argument("--train", required=True, metavar="PATH", help="interactions")
     train.add_argument("--holdout", metavar="HOW", help="leave_one_out, temporal:0.1 or users:0.1: held out and scored")
-    train.add_argument("--validation", metavar="PATH", help="interactions that choose the best epoch")
     train.add_argument("--output", required=True, metavar="DIR", help="where the recommender is saved")
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same command")
     add_profile_flag(train)
     add_engine(train)
+    tune = verb("tune", "search over flags of train: trials on a Ray cluster, the bad ones ended early")
+    for training in (train, tune):
+        training.add_argument("--train", required=True, metavar="PATH", help="interactions")
+        training.add_argument("--validation", metavar="PATH", help="interactions that choose the best epoch")
+    tune.add_argument("--holdout", metavar="HOW", help="left out, with the last interaction before, which then chooses")
+    tune.add_argument("--output", required=True, metavar="DIR", help="where the best trial's recommender is saved")
+    add_search(tune)
     train.add_argument(
         "--baselines", action=argparse.BooleanOptionalAction, default=True, help="score simple models, too (--holdout)"
     )
@@ -285,12 +400,17 @@ def _parser(command: RecommenderCommand, *, show_all: bool) -> argparse.Argument
     evaluate.add_argument("--negatives", type=int, default=0, metavar="N", help="rank among N sampled items instead")
     evaluate.add_argument("--json", metavar="FILE", help="write the metrics there too")
     evaluate.add_argument("--max-bad-share", type=float, default=0.01, metavar="X", help="of lines (default: 0.01)")
-    for reading in (train, evaluate):
+    for reading in (train, tune, evaluate):
         for name in _COLUMNS:
             reading.add_argument(f"--{name}-column", dest=f"column.{name}", metavar="NAME", help=f"of the {name}s")
         reading.add_argument("--ids", choices=("auto", "str", "int"), default="auto", help="kind (default: auto)")
     recommend = verb("recommend", "the best items for users, as JSON lines")
-    recommend.add_argument("--users", required=True, metavar="U1,U2,...", help="users; unknown ones get popular items")
+    recommend.add_argument(
+        "--users",
+        required=True,
+        metavar="U1,U2,...",
+        help="users, or @FILE with one a line; unknown ones get popular items",
+    )
     recommend.add_argument("--k", type=int, default=10, metavar="N", help="items for each (default: 10)")
     recommend.add_argument("--keep-seen", action="store_true", help="recommend what users have had, too")
     recommend.add_argument("--exclude", metavar="I1,I2,...", help="items to leave out")
@@ -299,8 +419,9 @@ def _parser(command: RecommenderCommand, *, show_all: bool) -> argparse.Argument
     export = verb("export", "write a form that runs without Triptych")
     export.add_argument("--format", choices=get_args(ExportFormat), default="saved_model", help="default: saved_model")
     export.add_argument("--output", required=True, metavar="PATH", help="where to write")
-    for featured in (train, recommend) if command.features else ():
-        whose = "of all" if featured is train else "of newcomers among the"
+    add_engine(recommend)
+    for featured in (train, tune, recommend) if command.features else ():
+        whose = "of newcomers among the" if featured is recommend else "of all"
         for side in _SIDES:
             name = f"--{side}-features"
             featured.add_argument(name, metavar="PATH", help=f"table of features {whose} {side}s")
@@ -313,6 +434,7 @@ def _parser(command: RecommenderCommand, *, show_all: bool) -> argparse.Argument
     shown = None if show_all else command.common
     for config_class in (imported(command.config), TrainingConfig):
         add_flags(train, config_class, shown=shown)
-    for each in (train, evaluate, recommend, predict, export):
-        add_flags(each, RuntimeConfig, shown=shown if each is train else ())
+        add_flags(tune, config_class, shown=None if show_all else ("epochs", "batch_size"))
+    for each in (train, tune, evaluate, recommend, predict, export):
+        add_flags(each, RuntimeConfig, shown=shown if each is train else ("workers",) if each is tune else ())
     return parser

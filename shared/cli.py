@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import functools
 import importlib
 import itertools
@@ -18,23 +17,29 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 from shared.artifact import check_target
 from shared.config import Config
 from shared.exit_codes import DOMAINS, mapped_errors, resume_command
-from shared.flags import NOT_GIVEN, add_flags, config_from_flags, given_flags
+from shared.flags import OneLineParser as OneLineParser
+from shared.flags import add_flags, config_from_flags, given_flags
 from shared.launcher import LAUNCHED, local_workers, run_local_workers
 from shared.pipeline import ExportFormat, Pipeline
-from shared.ray_verbs import add_engine, num_workers, on_ray, ray_job, train_on_ray
+from shared.ray_verbs import (
+    add_engine,
+    add_search,
+    answer_on_ray,
+    on_ray,
+    train_on_ray,
+    tune_on_ray,
+    with_values,
+)
 from shared.runtime import RuntimeConfig, current_runtime
 from shared.training_config import TrainingConfig
 from shared.training_flags import add_profile_flag, apply_for_training, print_profile, profile_directory
-
-# Inputs that a worker of a cluster is given at a time: what is done again when one is lost.
-_RAY_PORTION = 256
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,22 @@ class TaskCommand:
         """The class of the pipeline's config."""
         config_class: type[Config] = imported(self.config)
         return config_class
+
+    # What processes of a cluster run.
+
+    def answering(self, arguments: Sequence[str]) -> Callable[[list[Any]], Any]:
+        """What answers inputs as the command line of `predict` says."""
+        return _answering(self, arguments)
+
+    def run_trial(
+        self,
+        arguments: Sequence[str],
+        values: Mapping[str, str],
+        output: Path,
+        after_epoch: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Train one pipeline as `tune` was asked to, with other values for some flags, and save it to `output`."""
+        _run_trial(self, arguments, values, output, after_epoch)
 
 
 def imported(reference: str) -> Any:
@@ -246,38 +267,18 @@ def _new_pipeline(command: TaskCommand, options: argparse.Namespace) -> Pipeline
 
 
 def _tune(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
-    from shared.ray_search import Dimension, search
-
-    output = Path(options.output)
-    check_target(output)
-    dimensions = [Dimension.parse(text) for text in options.search]
-    for dimension in dimensions:  # before a cluster is started for values that are refused
-        for text in dimension.choices or (f"{dimension.low:g}",):
-            _with_values(command, options, {dimension.name: text})
-    trials = search(
-        ray_job(options, dropping=()),
-        dimensions,
-        output,
-        num_trials=options.trials,
-        num_workers=num_workers(runtime),
-        max_epochs=config_from_flags(TrainingConfig, options).epochs,
-        seed=options.search_seed,
-    )
-    for trial in trials:
-        values = "  ".join(f"{name} {value}" for name, value in trial.values.items())
-        print(f"{trial.score:.4f}  {trial.epochs:3d} epochs  {values}{'' if trial.directory else '  (ended early)'}")
-    print(f"saved {output}, the best of {len(trials)} trials; all are in {output}.trials.jsonl")
+    tune_on_ray(options, runtime, command.config_class())
 
 
-def run_trial(
+def _run_trial(
     command: TaskCommand,
     arguments: Sequence[str],
     values: Mapping[str, str],
     output: Path,
     after_epoch: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Train one pipeline as `tune` was asked to, with other values for some flags, and save it to `output`."""
-    options = _with_values(command, _task_parser(command, show_all=True).parse_args(list(arguments)), values)
+    asked = _task_parser(command, show_all=True).parse_args(list(arguments))
+    options = with_values(asked, values, command.config_class())
     runtime = config_from_flags(RuntimeConfig, options).replace(workers="off")
     runtime.prepare_environment()
     training = config_from_flags(TrainingConfig, options)
@@ -288,26 +289,6 @@ def run_trial(
     pipeline = _new_pipeline(command, options)
     pipeline.fit(train, validation, training=training, after_epoch=after_epoch)
     pipeline.save(output)
-
-
-def _with_values(command: TaskCommand, options: argparse.Namespace, values: Mapping[str, str]) -> argparse.Namespace:
-    """`options` with other values for some flags, which are parsed as on the command line."""
-    parser = OneLineParser(prog=f"{command.name}.py tune", allow_abbrev=False)
-    for config_class in (command.config_class(), TrainingConfig):
-        add_flags(parser, config_class)
-    flags = {field.name: field for config in (command.config_class(), TrainingConfig) for field in fields(config)}
-    unknown = [name for name in values if name not in flags]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], flags, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else "See `train --help-all` for what there is."
-        raise ValueError(f"There is no flag {unknown[0]!r} to search. {hint}")
-    chosen = parser.parse_args(
-        [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
-    )
-    given = {name: value for name, value in vars(chosen).items() if value is not NOT_GIVEN}
-    changed = argparse.Namespace(**{**vars(options), **given})
-    config_from_flags(TrainingConfig, changed)  # refuses what is out of range
-    return changed
 
 
 def _evaluate(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
@@ -330,7 +311,9 @@ def _predict(command: TaskCommand, options: argparse.Namespace, runtime: Runtime
             raise ValueError("`predict` needs --model DIR.")
         raise ValueError("`predict` needs either --model DIR or --preset REF.")
     if on_ray(options):
-        _predict_on_ray(command, options, runtime)
+        if getattr(options, "pictures", None) is not None:
+            raise ValueError("--pictures are drawn by the engine local only.")
+        answer_on_ray(options, runtime, _inputs(command, options), portion=command.portion)
         return
     answers = _answers(command, options, runtime)
     with contextlib.ExitStack() as stack:
@@ -405,25 +388,7 @@ _VERBS: dict[str, Callable[[TaskCommand, argparse.Namespace, RuntimeConfig], Non
 # The engine Ray: what its processes run.
 
 
-def _predict_on_ray(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
-    from shared.ray_prediction import answer_inputs
-
-    if options.output is None:
-        raise ValueError("`predict --engine ray` needs --output FILE: the answers come from several processes.")
-    if getattr(options, "pictures", None) is not None:
-        raise ValueError("--pictures are drawn by the engine local only.")
-    count = answer_inputs(
-        ray_job(options),
-        _inputs(command, options),
-        Path(options.output),
-        num_workers=num_workers(runtime),
-        portion=min(command.portion, _RAY_PORTION),
-    )
-    print(f"wrote {count} answers to {options.output}")
-
-
-def answering(command: TaskCommand, arguments: Sequence[str]) -> Callable[[list[Any]], Any]:
-    """What answers inputs as the command line of `predict` says, in a process of a cluster."""
+def _answering(command: TaskCommand, arguments: Sequence[str]) -> Callable[[list[Any]], Any]:
     options = _task_parser(command, show_all=True).parse_args(list(arguments))
     runtime = config_from_flags(RuntimeConfig, options).replace(workers="off")
     runtime.prepare_environment()
@@ -431,14 +396,6 @@ def answering(command: TaskCommand, arguments: Sequence[str]) -> Callable[[list[
 
 
 # Parsers.
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and exit."""
-        self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
 
 
 def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentParser:
@@ -464,11 +421,7 @@ def _task_parser(command: TaskCommand, *, show_all: bool) -> argparse.ArgumentPa
     if command.presets:
         tune.add_argument("--preset", metavar="REF", help="pretrained start, as for train")
     tune.add_argument("--output", required=True, metavar="DIR", help="where the best trial's pipeline is saved")
-    tune.add_argument(
-        "--search", required=True, action="append", metavar="NAME=...", help="A,B,C or LOW..HIGH; may be repeated"
-    )
-    tune.add_argument("--trials", type=int, default=8, metavar="N", help="how many (default: 8)")
-    tune.add_argument("--search-seed", type=int, default=0, metavar="N", help="of the values drawn (default: 0)")
+    add_search(tune)
     shown = None if show_all else (*command.common, "workers")
     for verb in (train, tune):
         for config_class in (command.config_class(), TrainingConfig):

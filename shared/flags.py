@@ -6,13 +6,21 @@ import argparse
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from shared.config import Config, describe_type, field_types
 from shared.training_config import TrainingConfig
 
 # The value of a flag that was not given.
 NOT_GIVEN = object()
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and exit."""
+        self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
 
 
 def add_flags(

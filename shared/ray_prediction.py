@@ -77,12 +77,10 @@ class Answerer:
     """One pipeline in a process of its own, which answers parts of the inputs; made by Ray Data."""
 
     def __init__(self, job: Job, directory: Path) -> None:
-        from shared.cli import answering
-
         self._parts = Parts(directory)
         self._refusal = ""
         try:
-            self._predict = answering(job.module().COMMAND, job.arguments)
+            self._predict = job.module().COMMAND.answering(job.arguments)
         except (
             ValueError,
             TypeError,

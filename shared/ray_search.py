@@ -154,8 +154,6 @@ def _run_trial(config: dict[str, Any], job: Job, directory: Path) -> None:
     """Train and save one pipeline, reporting after each epoch; runs in a process of the cluster."""
     from ray import tune
 
-    from shared.cli import run_trial
-
     where = directory / tune.get_context().get_trial_id()
     best = -math.inf
 
@@ -166,7 +164,7 @@ def _run_trial(config: dict[str, Any], job: Job, directory: Path) -> None:
         tune.report({"score": metric, "best": best, "epochs": record["epoch"], "error": ""})
 
     try:
-        run_trial(job.module().COMMAND, job.arguments, as_texts(config), where, after_epoch)
+        job.module().COMMAND.run_trial(job.arguments, as_texts(config), where, after_epoch)
     except (ValueError, TypeError, OSError) as error:
         tune.report({"score": -math.inf, "best": -math.inf, "epochs": 0, "error": str(error)})
 

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shared import load_pipeline
 from tests.recsys.tastes import tastes
 
 _ROOT = Path(__file__).parents[2]
@@ -156,3 +158,64 @@ def test_help_of_each_verb_fits_a_screen_and_needs_no_tensorflow() -> None:
         assert child.returncode == 0
         assert child.stdout.count("\n") <= 55, verb
         assert " tensorflow" not in child.stderr
+
+
+def own_command() -> Any:
+    return importlib.import_module("collaborative_filtering").COMMAND
+
+
+def test_users_may_stand_in_a_file(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("recommender._PORTION", 2)
+    users = ["u000", "u001", "nobody", "u002", "u003"]
+    (tmp_path / "users.txt").write_text("\n".join(users) + "\n\n")
+    asked = ("recommend", "--model", model, "--k", 3, "--users")
+    code, out, err = call(capsys, *asked, f"@{tmp_path / 'users.txt'}")
+    assert code == 0, err
+    assert out == call(capsys, *asked, ",".join(users))[1]
+    assert [json.loads(line)["user"] for line in out.splitlines()] == users
+    code, _, err = call(capsys, *asked, "@absent.txt")
+    assert code == 2
+    assert "absent.txt" in err
+
+
+def test_a_process_of_a_cluster_recommends_as_the_script_does(model, capsys):
+    arguments = ["recommend", "--model", str(model), "--k", "3", "--exclude", "103", "--users", "x"]
+    answers = own_command().answering(arguments)(["u005", "nobody"])
+    _, out, _ = call(capsys, *arguments[:-1], "u005,nobody")
+    assert [answer.to_dict() for answer in answers] == [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("ease", [1]), ("ials", [1, 2, 3])])
+def test_a_trial_reports_what_it_is_chosen_by(name, epochs, ratings, tmp_path):
+    arguments = ["tune", "--train", str(ratings), "--holdout", "leave_one_out", "--output", "x", "--search", "x=1"]
+    records: list[dict[str, Any]] = []
+    values = {"model": name, "factors": "4", "epochs": "3"}
+    own_command().run_trial([*arguments, "--seed", "5"], values, tmp_path / "trial", records.append)
+    assert [record["epoch"] for record in records] == epochs
+    assert all(0 < record["validation_ndcg@10"] <= 1 for record in records)
+    saved: Any = load_pipeline(tmp_path / "trial").config
+    assert (saved.model, saved.factors, saved.seed) == (name, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("tune", "--search", "model=ease"), "needs --validation PATH, or --holdout"),
+        (
+            ("tune", "--holdout", "leave_one_out", "--search", "modl=ease"),
+            "no flag 'modl' to search. Did you mean 'mod",
+        ),
+        (("tune", "--holdout", "leave_one_out", "--search", "factors=0,8"), "factors"),
+    ],
+)
+def test_what_tune_refuses_is_one_line(arguments, part, ratings, tmp_path, capsys):
+    code, _, err = call(capsys, *arguments, "--train", ratings, "--output", tmp_path / "best")
+    assert code == 2
+    assert part in err
+    assert len(err.splitlines()) == 1
+
+
+def test_recommendations_of_several_processes_need_a_file(model, capsys):
+    code, _, err = call(capsys, "recommend", "--engine", "ray", "--model", model, "--users", "u000")
+    assert code == 2
+    assert "`recommend --engine ray` needs --output FILE" in err

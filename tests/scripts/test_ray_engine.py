@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shared import load_pipeline
 from shared.ray_cluster import Job
 from shared.ray_prediction import Answerer, Parts
 
@@ -21,8 +23,10 @@ _SCRIPT = _ROOT / "scripts" / "text_classification.py"
 _SMALL = ["--encoder", "gru", "--hidden-size", "8", "--vocab-size", "200", "--batch-size", "16"]
 
 
-def run(directory: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(_SCRIPT), *arguments]
+def run(
+    directory: Path, *arguments: str, script: Path = _SCRIPT, **options: object
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(script), *arguments]
     environment = os.environ | {"PYTHONPATH": str(_ROOT)}
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, **options)
 
@@ -164,3 +168,36 @@ def test_what_the_workers_refuse_is_one_line(place):
     assert refused.returncode == 2
     assert refused.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "absent.csv" in refused.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_recommenders_are_tuned_and_asked(tmp_path):
+    from tests.recsys.tastes import tastes
+
+    script = _ROOT / "scripts" / "collaborative_filtering.py"
+    data = tastes()
+    rows = "".join(f"{user},{item}\n" for user, item in zip(data.users, data.items, strict=True))
+    (tmp_path / "train.csv").write_text("user,item\n" + rows)
+    users = [f"u{number:03d}" for number in range(60)] * 10
+    (tmp_path / "users.txt").write_text("\n".join(users))
+    searched = run(
+        tmp_path,
+        *("tune", "--train", "train.csv", "--holdout", "leave_one_out", "--workers", "2", "--output", "best"),
+        *("--search", "model=popularity,item_knn,ease", "--trials", "4"),
+        script=script,
+    )
+    assert searched.returncode == 0, searched.stderr
+    trials = [json.loads(line) for line in (tmp_path / "best.trials.jsonl").read_text().splitlines()]
+    assert [trial["score"] for trial in trials] == sorted((trial["score"] for trial in trials), reverse=True)
+    best: Any = load_pipeline(tmp_path / "best").config
+    assert best.model == trials[0]["values"]["model"]
+    asked = ("recommend", "--model", "best", "--users", "@users.txt", "--k", "3", "--output")
+    for flags in (("local.jsonl",), ("ray.jsonl", "--engine", "ray", "--workers", "2")):
+        answered = run(tmp_path, *asked, *flags, script=script)
+        assert answered.returncode == 0, answered.stderr
+    local, ray = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("local.jsonl", "ray.jsonl")
+    )
+    assert [answer.pop("input") for answer in ray] == users
+    assert ray == local
