@@ -199,7 +199,7 @@ def render(records: dict[str, Any]) -> str:
 
 def _section(name: str, record: dict[str, Any]) -> str:
     machine = record["hardware"]
-    precision = f" --precision {record['precision']}" if "precision" in record else ""
+    precision = f" --precision {record['trained_in']}" if "trained_in" in record else ""
     lines = [f"## {record['title']}\n", f"- command: `python scripts/results.py {name}{precision}`"]
     if "benchmark" in record:
         lines.append(f"- measured by: `python scripts/benchmark.py {record['benchmark']}`")
@@ -283,7 +283,7 @@ def run_experiment(name: str, precision: str = "float32") -> None:
     record = EXPERIMENTS[name]()
     record |= {"minutes": (time.monotonic() - start) / 60, "date": time.strftime("%Y-%m-%d"), "hardware": hardware()}
     if precision != "float32":
-        record["precision"] = precision
+        record["trained_in"] = precision
     keep(kept() | {name: record})
 
 
