@@ -78,11 +78,19 @@ def test_results_render_runs_rates_and_figures(benchmark):
     rates = {"ours": {"median": 2.0, "all": [1.0, 2.0, 3.0]}}
     page = results.render(
         {
-            "fashion-mnist": {"title": "F", "metric": "accuracy", "runs": runs, **common},
+            "fashion-mnist": {
+                "title": "F",
+                "metric": "accuracy",
+                "runs": runs,
+                "trained_in": "mixed_bfloat16",
+                **common,
+            },
             "image-input": {"title": "I", "unit": "images/s", "rates": rates, "ratios": {"ours / peer": 1.5}, **common},
             "preset-reference": {"title": "P", "figures": {"images": 8, "difference": 1.25e-6}, **common},
         }
     )
+    assert "`python scripts/results.py fashion-mnist --precision mixed_bfloat16`" in page
+    assert "`python scripts/results.py image-input`" in page
     for expected in ("| **mean** | 0.5500 | 2.0 |", "| ours | 2 | 1 | 3 |", "**1.50**", "| difference | 1.25e-06 |"):
         assert expected in page
     assert page.index("## F") < page.index("## P") < page.index("## I")
