@@ -207,6 +207,15 @@ def text_inference() -> dict[str, Any]:
     )
 
 
+def text_inference_bfloat16() -> dict[str, Any]:
+    """The same in bfloat16 on both sides; worth it only where the processor computes in it."""
+    return benchmark_record(
+        "text-inference-bfloat16",
+        "Text classification in bfloat16",
+        "at least 2.5 of transformers' pipeline, 1.2 of sorted batches, both in bfloat16",
+    )
+
+
 def text_finetune() -> dict[str, Any]:
     """A fine-tuning step beside PyTorch's."""
     return benchmark_record("text-finetune", "Fine-tuning step of a text classifier", "at least 1.2 of PyTorch's")

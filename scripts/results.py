@@ -55,6 +55,7 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "wnut17": nlp_experiments.wnut17,
     "wikiann-de": nlp_experiments.wikiann_de,
     "text-inference": nlp_experiments.text_inference,
+    "text-inference-bfloat16": nlp_experiments.text_inference_bfloat16,
     "text-finetune": nlp_experiments.text_finetune,
     "text-single": nlp_experiments.text_single,
     "ner-inference": nlp_experiments.ner_inference,
@@ -118,6 +119,10 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
     "wnut17": [{"figure": "F1 less that with PyTorch, in points", "at_least": -0.5}],
     "wikiann-de": [{"figure": "F1 less that with PyTorch, in points", "at_least": -0.5}],
     "text-inference": [
+        {"ratio": "triptych predict / transformers.pipeline(batch_size=32)", "at_least": 2.5},
+        {"ratio": "triptych predict / PyTorch, sorted batches", "at_least": 1.2},
+    ],
+    "text-inference-bfloat16": [
         {"ratio": "triptych predict / transformers.pipeline(batch_size=32)", "at_least": 2.5},
         {"ratio": "triptych predict / PyTorch, sorted batches", "at_least": 1.2},
     ],
