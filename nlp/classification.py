@@ -26,7 +26,7 @@ from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import BadExampleError, Examples, Source, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
 from shared.runtime import current_runtime
-from shared.scoring import joined, score_together
+from shared.scoring import joined, measured_examples
 from shared.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -359,7 +359,7 @@ class TextClassifier(Pipeline):
 
     def _score(self, batches: InputPipeline) -> Metrics:
         answers = joined({"logits": self._logits(batch), "targets": batch["targets"]} for batch in batches.epoch())
-        return score_together(batches, answers, self._measure)
+        return measured_examples(batches, answers, self._measure)
 
     def _measure(self, answers: Arrays) -> Metrics:
         logits, targets = answers["logits"], answers["targets"]

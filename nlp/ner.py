@@ -39,7 +39,7 @@ from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import Examples, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
 from shared.runtime import current_runtime
-from shared.scoring import joined, score_together
+from shared.scoring import joined, measured_examples
 from shared.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -396,7 +396,7 @@ class EntityRecognizer(Pipeline):
                     "found": np.concatenate(found),
                 }
             )
-        return score_together(batches, joined(answers), self._measure)
+        return measured_examples(batches, joined(answers), self._measure)
 
     def _measure(self, answers: Arrays) -> Metrics:
         return entity_scores(
@@ -404,8 +404,8 @@ class EntityRecognizer(Pipeline):
         )
 
     def _by_text(self, spans: np.ndarray, counts: np.ndarray) -> list[list[EntitySpan]]:
-        parts = np.split(spans, np.cumsum(counts)[:-1])
-        return [[(self.labels[kind], start, end) for kind, start, end in part.tolist()] for part in parts]
+        parts, labels = np.split(spans, np.cumsum(counts)[:-1]), self.labels
+        return [[(labels[kind], start, end) for kind, start, end in part.tolist()] for part in parts]
 
     def _found(self, batch: Arrays, batch_size: int = 32) -> Iterator[tuple[list[EntitySpan], list[float]]]:
         """For each text its entities (type, first word, word after the last) and their scores."""

@@ -29,7 +29,7 @@ from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import BadExampleError, Examples, Source, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, Pipeline
-from shared.scoring import joined, score_together
+from shared.scoring import joined, measured_examples
 
 if TYPE_CHECKING:
     import keras
@@ -346,7 +346,7 @@ class Translator(Pipeline):
             found = self._translated(batch["source"].tolist(), decoding, self.config.language, 32)
             texts = np.array([answer.text for answer in found], object)
             answers.append({"predicted": texts, "reference": batch["reference"]})
-        return score_together(
+        return measured_examples(
             batches,
             joined(answers),
             lambda rows: translation_scores(rows["predicted"].tolist(), rows["reference"].tolist()),

@@ -211,7 +211,10 @@ class Fitted:
         if negatives:
             return measure({})
         own = users[portion.span(len(users))]
-        return measured({"items": self.ranked(own, max(cutoffs))[0]}, measure, portion)
+        pairs = b"".join(part.tobytes() for part in (users, held.rows, held.items))
+        return measured(
+            {"items": self.ranked(own, max(cutoffs))[0]}, measure, portion, lambda: hashlib.sha256(pairs).hexdigest()
+        )
 
     def _sampled_ranking(
         self, held: HeldOut, users: np.ndarray, cutoffs: tuple[int, ...], negatives: int, seed: int

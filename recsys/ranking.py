@@ -5,6 +5,7 @@ The tables that it takes are `recsys.features.Features`; how columns become arra
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -260,7 +261,10 @@ class Ranker(Pipeline):
         rows = np.arange(len(targets))[portion.span(len(targets))]
         own = self._known_encoder.encode(table if portion.is_all else table.take(rows))
         return lambda: measured(
-            {"scores": self._answers(own)}, lambda found: self._metrics(found["scores"], targets), portion
+            {"scores": self._answers(own)},
+            lambda found: self._metrics(found["scores"], targets),
+            portion,
+            lambda: hashlib.sha256(targets.tobytes()).hexdigest(),
         )
 
     def _labelled(self, data: Any, name: str) -> tuple[Features, np.ndarray]:
@@ -306,7 +310,7 @@ class Ranker(Pipeline):
 
     def _new_network(self) -> RankingNetwork:
         from recsys.models.ranking_network import DcnNetwork, DeepFmNetwork, DlrmNetwork, WideDeepNetwork
-        from shared.runtime import current_runtime, seeded
+        from shared.runtime import seeded
 
         config, encoder = self.config, self._known_encoder
         fields: dict[str, Any] = {"dim": config.dim, "hidden": config.hidden, "dropout": config.dropout}

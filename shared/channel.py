@@ -1,9 +1,9 @@
 """Messages between the workers of one training: agreement, values of all for all, and word of those that died.
 
 TensorFlow adds up gradients; what the workers have to agree on beside goes this way, over TCP through worker 0: a
-dozen bytes a step. Each end sends a beat every two seconds, so that a worker that died or hangs is noticed within a
-bounded time whatever the others are doing. Messages are JSON and arrays in the safetensors format; nothing is
-unpickled.
+dozen bytes a step, and after an epoch the answers to the validation set. Each end sends a beat every two seconds, so
+that a worker that died or hangs is noticed within a bounded time whatever the others are doing. Messages are JSON and
+arrays in the safetensors format; nothing is unpickled.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ class InputPipeline:
         return prefetch(made, self.loading.prefetch)
 
     def _require_repeatable(self) -> None:
-        kept = self.loading.shuffle or self.loading.cache_bytes > 0
+        kept = self.loading.shuffle or self.loading.cache_bytes > 0 or not self.loading.portion.is_all
         if kept and isinstance(self.source, StreamedExamples) and not self._known_repeatable:
             self.source.require_repeatable()
             self._known_repeatable = True

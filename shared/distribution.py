@@ -50,7 +50,10 @@ _SECONDS_TO_LEARN = 5.0
 
 @dataclass(frozen=True)
 class Portion:
-    """Which shares of each batch this process prepares: `count` from number `first`, of `num_shares`, one a device."""
+    """Which shares of a batch, one a device, or of a set that is scored, one a worker, are this process's.
+
+    These are `count` from number `first`, of `num_shares`.
+    """
 
     num_shares: int = 1
     first: int = 0
@@ -58,11 +61,11 @@ class Portion:
 
     @property
     def is_all(self) -> bool:
-        """Whether this process prepares the whole batch."""
+        """Whether all shares are this process's."""
         return self.count == self.num_shares
 
     def of(self, batch: Sequence[_T]) -> list[Sequence[_T]]:
-        """This process's shares of `batch`: neighbours, equally many each or one more in the first ones."""
+        """This process's shares of `batch`: neighbours, as equally many as possible."""
         bounds = [share * len(batch) // self.num_shares for share in range(self.num_shares + 1)]
         own = range(self.first, self.first + self.count)
         return [batch[bounds[share] : bounds[share + 1]] for share in own]
@@ -73,7 +76,7 @@ class Portion:
         return slice(first, last)
 
     def has(self, number: int) -> bool:
-        """Whether an example is this process's, of those that come one by one and not all at once, as for `of`."""
+        """Whether the example of this number in a stream is this process's: every so many-th one."""
         return self.first <= number % self.num_shares < self.first + self.count
 
 

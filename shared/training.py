@@ -270,7 +270,7 @@ class _Run:
 
     def _scored(self, validate: Callable[[], Metrics]) -> Metrics:
         """The scores by which all workers go: those of the first, of what all have answered."""
-        with self.workers.acting_alone():
+        with self.workers.acting_alone():  # what one builds to answer, another without examples does not
             own = {name: float(value) for name, value in validate().items()}
         return Metrics(self.workers.from_first(lambda: own))
 

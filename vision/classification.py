@@ -21,7 +21,7 @@ from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import Examples, Source, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
-from shared.scoring import joined, score_together
+from shared.scoring import joined, measured_examples
 from shared.vocabulary import Vocabulary
 from vision.augmentation import Augmentation, cutmix, mixup, smallest_useful_side
 from vision.images import decode_image
@@ -313,7 +313,7 @@ class ImageClassifier(Pipeline):
             {"probabilities": self._probabilities(batch["images"]), "targets": batch["targets"]}
             for batch in batches.epoch()
         )
-        return score_together(
+        return measured_examples(
             batches, answers, lambda rows: self._classes.score(rows["probabilities"], rows["targets"])
         )
 

@@ -19,7 +19,7 @@ from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import Examples, Source, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
-from shared.scoring import joined, score_together
+from shared.scoring import joined, measured_examples
 from shared.vocabulary import Vocabulary
 from vision.annotations import as_objects
 from vision.boxes import clip_boxes, has_area, suppressed
@@ -389,7 +389,7 @@ class ObjectDetector(Pipeline):
                     "found": np.concatenate(found),
                 }
             )
-        return score_together(batches, joined(answers), self._measure)
+        return measured_examples(batches, joined(answers), self._measure)
 
     def _measure(self, answers: Arrays) -> Metrics:
         values, details = coco_metrics(scored_images(answers), [str(name) for name in self._names])

@@ -20,7 +20,7 @@ from shared.config import Config, option
 from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.examples import BadExampleError, Examples, Source, as_source, listed
 from shared.pipeline import ExportFormat, FitOptions, History, Metrics, NotFittedError, Pipeline
-from shared.scoring import score_together
+from shared.scoring import measured_examples
 from shared.vocabulary import Vocabulary
 from vision.annotations import IGNORED
 from vision.augmentation import colour_jittered
@@ -375,7 +375,7 @@ class ImageSegmenter(Pipeline):
         for batch in batches.epoch():
             for truth, answer in zip(batch["masks"], self._masks(batch, 8), strict=True):
                 counts += pixel_counts(truth, answer, len(self._names))
-        return score_together(batches, {"counts": counts[None]}, self._measure)
+        return measured_examples(batches, {"counts": counts[None]}, self._measure)
 
     def _measure(self, answers: Arrays) -> Metrics:
         values, details = segmentation_metrics(answers["counts"].sum(axis=0), [str(name) for name in self._names])

@@ -12,7 +12,7 @@ from shared.data import Arrays, InputPipeline, Loading, Stages
 from shared.distribution import Portion, Workers
 from shared.examples import BadExampleError, Examples
 from shared.pipeline import Metrics
-from shared.scoring import joined, measured, score_together
+from shared.scoring import joined, measured, measured_examples
 from tests.contract import WorkerInTurn
 
 
@@ -71,7 +71,7 @@ def mean(rows: Arrays) -> Metrics:
 
 
 def test_alone_ones_own_rows_are_measured():
-    metrics = measured({"x": np.array([1.0, 3.0])}, mean, Portion())
+    metrics = measured({"x": np.array([1.0, 3.0])}, mean, Portion(), lambda: "")
     assert metrics == {"mean": 2.0}
     assert metrics.details == {"rows": 2}
 
@@ -81,7 +81,7 @@ def test_the_first_measures_the_rows_of_all(monkeypatch):
     for index, own, expected in [(1, [9.0], {}), (0, [1.0, 2.0], {"mean": 4.0})]:
         workers = WorkerInTurn(index, sent)
         monkeypatch.setattr("shared.scoring.current_runtime", lambda workers=workers: SimpleNamespace(workers=workers))
-        assert measured({"x": np.array(own)}, mean, workers.portion) == expected
+        assert measured({"x": np.array(own)}, mean, workers.portion, lambda: "same") == expected
 
 
 def test_a_worker_without_examples_gives_no_rows(monkeypatch):
@@ -90,7 +90,7 @@ def test_a_worker_without_examples_gives_no_rows(monkeypatch):
         workers = WorkerInTurn(index, sent)
         monkeypatch.setattr("shared.scoring.current_runtime", lambda workers=workers: SimpleNamespace(workers=workers))
         batches = pipeline(Examples([5], [5]), workers.portion)
-        metrics = score_together(batches, joined({"x": batch["value"]} for batch in batches.epoch()), mean)
+        metrics = measured_examples(batches, joined({"x": batch["value"]} for batch in batches.epoch()), mean)
     # The shares of one example among two: the second has it.
     assert sent == [{"x": np.array([5])}]
     assert metrics == {"mean": 5.0}
@@ -101,7 +101,7 @@ def test_workers_agree_on_what_cannot_be_read(monkeypatch):
         count = 2
 
         def exchange(self, value: Any = None) -> list[Any]:
-            return [value, {"7": ["example 7", "unreadable"]}]
+            return [value, value if isinstance(value, str) else {"7": ["example 7", "unreadable"]}]
 
         def to_first(self, arrays: Any) -> list[Arrays]:
             return [dict(arrays), {"x": np.array([6.0])}]
@@ -112,9 +112,45 @@ def test_workers_agree_on_what_cannot_be_read(monkeypatch):
         batches = pipeline(Examples(np.arange(8), targets), Portion(2, 0, 1), max_bad_share=tolerated)
         own = joined({"x": batch["value"]} for batch in batches.epoch())
         if tolerated == 0.25:
-            metrics = score_together(batches, own, mean)
+            metrics = measured_examples(batches, own, mean)
             assert metrics["mean"] == pytest.approx((0 + 2 + 3 + 6) / 4)
             assert [bad.where for bad in metrics.details["bad_records"]] == ["example 1", "example 7"]
         else:
             with pytest.raises(ValueError, match="2 of 8 examples cannot be read"):
-                score_together(batches, own, mean)
+                measured_examples(batches, own, mean)
+
+
+@pytest.mark.parametrize("make", [list, tf.data.Dataset.from_tensor_slices], ids=["examples", "dataset"])
+def test_workers_with_data_in_different_orders_are_refused(monkeypatch, make):
+    numbers = np.arange(20)
+    orders = [numbers, np.random.default_rng(1).permutation(20)]
+    prints = []
+
+    class Other(Workers):
+        count = 2
+
+        def exchange(self, value: Any = None) -> list[Any]:
+            if isinstance(value, str):
+                prints.append(value)
+                return prints if len(prints) == 2 else [value]
+            return [value]
+
+        def to_first(self, arrays: Any) -> list[Arrays]:
+            return [dict(arrays)]
+
+    monkeypatch.setattr("shared.scoring.current_runtime", lambda: SimpleNamespace(workers=Other()))
+    for index, order in enumerate(orders):
+        data = Examples(order, order) if make is list else make((order, order))
+        batches = pipeline(data, Portion(2, index, 1))
+        own = joined({"x": batch["value"]} for batch in batches.epoch())
+        if index == 0:
+            measured_examples(batches, own, mean)
+        else:
+            with pytest.raises(ValueError, match="same in different orders"):
+                measured_examples(batches, own, mean)
+
+
+def test_a_shuffled_dataset_is_no_part_of_a_whole():
+    data = tf.data.Dataset.from_tensor_slices((np.arange(40), np.arange(40))).shuffle(40)
+    with pytest.raises(ValueError, match="another order"):
+        read(pipeline(data, Portion(2, 0, 1)))
