@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -321,19 +320,3 @@ def collected(
         inputs.append(example[0])
         targets.append(example[1])
     return tolerated(Examples(inputs, targets, tuple(bad)), file, max_bad_share, things=things)
-
-
-def text_lines(given: Iterable[str]) -> Iterator[str]:
-    """The texts that inputs of a command line stand for: @FILE for the lines of a file, - for those of standard input.
-
-    Raises:
-        FileNotFoundError: where there is no such file.
-    """
-    for item in given:
-        if item == "-":
-            yield from (line.rstrip("\n") for line in sys.stdin)
-        elif item.startswith("@"):
-            with Path(item[1:]).open(encoding="utf-8") as lines:
-                yield from (line.rstrip("\n") for line in lines)
-        else:
-            yield item

@@ -289,17 +289,20 @@ class CollaborativeFilter(Recommender):
 
         score = None if held is None else validate
         if self.config.model in SOLVED:
-            history = self._solve(matrix, show, score)
+            history = self._solve(matrix, show, score, options)
         else:
             history = self._train(matrix, show, score, options, fingerprint)
         return replace(history, bad_records=tuple(map(str, data.bad_records)))
 
-    def _solve(self, matrix: sp.csr_matrix, show: Any, validate: Any) -> History:
+    def _solve(self, matrix: sp.csr_matrix, show: Any, validate: Any, options: FitOptions) -> History:
         started = time.monotonic()
         show(solved(self.config, matrix))
         seconds = time.monotonic() - started
         if validate is not None:
-            logger.info("validation  %s", validate())
+            metrics: Metrics = validate()
+            logger.info("validation  %s", metrics)
+            if options.after_epoch is not None:
+                options.after_epoch({"epoch": 1, **{f"validation_{name}": value for name, value in metrics.items()}})
         return History(wall_seconds=seconds)
 
     def _train(self, matrix: sp.csr_matrix, show: Any, validate: Any, options: FitOptions, fingerprint: str) -> History:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,6 @@ _HISTORY = ("data", "indices", "indptr")
 _SEQUENCES = ("offsets", "items")
 # Items whose vectors tell whether an index is of a model.
 _COMPARED = 8
-
-
 _ALL = Portion()
 
 
@@ -198,22 +196,20 @@ class Fitted:
         data = data.unique()
         held, users, details = self._held_out(data)
 
-        def measure(found: Mapping[str, np.ndarray]) -> Metrics:
-            if negatives:
-                values, more = self._sampled_ranking(held, users, cutoffs, negatives, seed)
-            else:
-                values, more = full_ranking(held, found["items"], cutoffs)
+        def complete(values: dict[str, float], more: dict[str, Any]) -> Metrics:
             if self.signals.explicit and data.ratings is not None:
                 pairs = self.audience.users.numbers(data.users), self.items.numbers(data.items)
                 values["rmse"] = rmse(self.pair_scores(*pairs), data.ratings)
             return Metrics(values, details={**details, **more})
 
         if negatives:
-            return measure({})
+            return complete(*self._sampled_ranking(held, users, cutoffs, negatives, seed))
         own = users[portion.span(len(users))]
-        pairs = b"".join(part.tobytes() for part in (users, held.rows, held.items))
         return measured(
-            {"items": self.ranked(own, max(cutoffs))[0]}, measure, portion, lambda: hashlib.sha256(pairs).hexdigest()
+            {"items": self.ranked(own, max(cutoffs))[0]},
+            lambda found: complete(*full_ranking(held, found["items"], cutoffs)),
+            portion,
+            lambda: hashlib.sha256(b"".join(part.tobytes() for part in (users, held.rows, held.items))).hexdigest(),
         )
 
     def _sampled_ranking(

@@ -6,7 +6,7 @@ their features, and that training goes by batches of interactions, whatever the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -27,7 +27,7 @@ from recsys.recommender import Recommender
 from recsys.tower_training import SIDES, TowerRun, tower_network
 from shared.config import Config, option
 from shared.data import Loading
-from shared.pipeline import ExportFormat, FitOptions, History, Metrics
+from shared.pipeline import AfterEpoch, ExportFormat, FitOptions, History, Metrics
 from shared.runtime import current_runtime
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ class TwoTowerRetriever(Recommender):
         resume: bool = False,
         log: str | Path | None = None,
         profile: str | Path | None = None,
-        after_epoch: Callable[[dict[str, Any]], None] | None = None,
+        after_epoch: AfterEpoch | None = None,
     ) -> History:
         """Train on `train`, keeping the weights that are best on `validation` by ndcg@10.
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nlp.data import text_lines
 from shared.cli import TaskCommand, main
+from shared.examples import text_lines
 
 
 def read(path: Path, split: str, *, max_bad_share: float) -> Any:

@@ -11,17 +11,17 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from shared.artifact import check_target
 from shared.cli import imported, run_script, run_verb
-from shared.examples import existing_file
+from shared.examples import existing_file, text_lines
 from shared.flags import OneLineParser, add_flags, config_from_flags
-from shared.pipeline import ExportFormat
-from shared.ray_verbs import add_engine, add_search, answer_on_ray, on_ray, tune_on_ray, with_values
+from shared.pipeline import AfterEpoch, ExportFormat
+from shared.ray_verbs import add_engine, add_search, answer_on_ray, on_ray, own_runtime, tune_on_ray, with_values
 from shared.runtime import RuntimeConfig, current_runtime
 from shared.training_config import TrainingConfig
 from shared.training_flags import add_profile_flag, apply_for_training, print_profile, profile_directory
@@ -55,47 +55,19 @@ class RecommenderCommand:
     def answering(self, arguments: Sequence[str]) -> Callable[[list[str]], Any]:
         """What recommends to users as the command line of `recommend` says."""
         options = _parser(self, show_all=True).parse_args(list(arguments))
-        return _recommending(self, options, _here(options))
+        return _recommending(self, options, own_runtime(options))
 
-    def run_trial(
-        self,
-        arguments: Sequence[str],
-        values: Mapping[str, str],
-        output: Path,
-        after_epoch: Callable[[dict[str, Any]], None],
-    ) -> None:
-        """Train one recommender as `tune` was asked to, with other values for some flags, and save it to `output`."""
+    def trained(self, arguments: Sequence[str], values: Mapping[str, str], after_epoch: AfterEpoch) -> Any:
+        """A recommender trained as `tune` was asked to, with other values for some flags."""
         asked = _parser(self, show_all=True).parse_args(list(arguments))
         options = with_values(asked, values, imported(self.config))
-        runtime = _here(options)
+        runtime = own_runtime(options)
         prepared = _prepared(self, options)
-        reported = False
-
-        def report(record: dict[str, Any]) -> None:
-            nonlocal reported
-            reported = True
-            after_epoch(record)
-
         runtime.apply()
         pipeline = imported(self.pipeline)(prepared.config)
-        pipeline.fit(
-            prepared.learned,
-            prepared.validation,
-            training=prepared.training,
-            after_epoch=report,
-            **prepared.tables,
-        )
-        if not reported:  # a model that is solved at once
-            metrics = pipeline.evaluate(prepared.validation)
-            after_epoch({"epoch": 1, **{f"validation_{name}": value for name, value in metrics.items()}})
-        pipeline.save(output)
-
-
-def _here(options: argparse.Namespace) -> RuntimeConfig:
-    """The runtime of one process of a cluster, which has no other workers."""
-    runtime = config_from_flags(RuntimeConfig, options).replace(workers="off")
-    runtime.prepare_environment()
-    return runtime
+        data = prepared.learned, prepared.validation
+        pipeline.fit(*data, training=prepared.training, after_epoch=after_epoch, **prepared.tables)
+        return pipeline
 
 
 def main(command: RecommenderCommand, arguments: Sequence[str] | None = None) -> int:
@@ -232,22 +204,14 @@ def _tune(command: RecommenderCommand, options: argparse.Namespace, runtime: Run
 
 
 def _recommend(command: RecommenderCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
-    users = _listed_users(options.users)
+    typed = [options.users] if options.users.startswith("@") else options.users.split(",")
+    users = filter(None, text_lines(typed))
     if on_ray(options):
         answer_on_ray(options, runtime, users)
         return
     recommend = _recommending(command, options, runtime)
     portions = iter(lambda: list(itertools.islice(users, _PORTION)), [])
     _write(itertools.chain.from_iterable(map(recommend, portions)), options.output)
-
-
-def _listed_users(text: str) -> Iterator[str]:
-    """The users in a flag, or in the lines of a file that it names."""
-    if not text.startswith("@"):
-        yield from filter(None, text.split(","))
-        return
-    with existing_file(text[1:]).open(encoding="utf-8") as lines:
-        yield from filter(None, (line.rstrip("\r\n") for line in lines))
 
 
 def _recommending(

@@ -27,12 +27,13 @@ from shared.exit_codes import DOMAINS, mapped_errors, resume_command
 from shared.flags import OneLineParser as OneLineParser
 from shared.flags import add_flags, config_from_flags, given_flags
 from shared.launcher import LAUNCHED, local_workers, run_local_workers
-from shared.pipeline import ExportFormat, Pipeline
+from shared.pipeline import AfterEpoch, ExportFormat, Pipeline
 from shared.ray_verbs import (
     add_engine,
     add_search,
     answer_on_ray,
     on_ray,
+    own_runtime,
     train_on_ray,
     tune_on_ray,
     with_values,
@@ -115,17 +116,21 @@ class TaskCommand:
 
     def answering(self, arguments: Sequence[str]) -> Callable[[list[Any]], Any]:
         """What answers inputs as the command line of `predict` says."""
-        return _answering(self, arguments)
+        options = _task_parser(self, show_all=True).parse_args(list(arguments))
+        return _answers(self, options, own_runtime(options))
 
-    def run_trial(
-        self,
-        arguments: Sequence[str],
-        values: Mapping[str, str],
-        output: Path,
-        after_epoch: Callable[[dict[str, Any]], None],
-    ) -> None:
-        """Train one pipeline as `tune` was asked to, with other values for some flags, and save it to `output`."""
-        _run_trial(self, arguments, values, output, after_epoch)
+    def trained(self, arguments: Sequence[str], values: Mapping[str, str], after_epoch: AfterEpoch) -> Pipeline:
+        """A pipeline trained as `tune` was asked to, with other values for some flags."""
+        asked = _task_parser(self, show_all=True).parse_args(list(arguments))
+        options = with_values(asked, values, self.config_class())
+        runtime = own_runtime(options)
+        training = config_from_flags(TrainingConfig, options)
+        paths = (options.train, "train"), (options.validation, "test")
+        train, validation = (_read(self, options, *path, training.max_bad_share) for path in paths)
+        runtime.apply()
+        pipeline = _new_pipeline(self, options)
+        pipeline.fit(train, validation, training=training, after_epoch=after_epoch)
+        return pipeline
 
 
 def imported(reference: str) -> Any:
@@ -270,27 +275,6 @@ def _tune(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeCon
     tune_on_ray(options, runtime, command.config_class())
 
 
-def _run_trial(
-    command: TaskCommand,
-    arguments: Sequence[str],
-    values: Mapping[str, str],
-    output: Path,
-    after_epoch: Callable[[dict[str, Any]], None],
-) -> None:
-    asked = _task_parser(command, show_all=True).parse_args(list(arguments))
-    options = with_values(asked, values, command.config_class())
-    runtime = config_from_flags(RuntimeConfig, options).replace(workers="off")
-    runtime.prepare_environment()
-    training = config_from_flags(TrainingConfig, options)
-    share = training.max_bad_share
-    train = _read(command, options, options.train, "train", share)
-    validation = _read(command, options, options.validation, "test", share)
-    runtime.apply()
-    pipeline = _new_pipeline(command, options)
-    pipeline.fit(train, validation, training=training, after_epoch=after_epoch)
-    pipeline.save(output)
-
-
 def _evaluate(command: TaskCommand, options: argparse.Namespace, runtime: RuntimeConfig) -> None:
     share = options.max_bad_share
     data = _read(command, options, options.data, "test", share)
@@ -383,16 +367,6 @@ _VERBS: dict[str, Callable[[TaskCommand, argparse.Namespace, RuntimeConfig], Non
     "tune": _tune,
     "check": _check,
 }
-
-
-# The engine Ray: what its processes run.
-
-
-def _answering(command: TaskCommand, arguments: Sequence[str]) -> Callable[[list[Any]], Any]:
-    options = _task_parser(command, show_all=True).parse_args(list(arguments))
-    runtime = config_from_flags(RuntimeConfig, options).replace(workers="off")
-    runtime.prepare_environment()
-    return _answers(command, options, runtime)
 
 
 # Parsers.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -196,6 +197,22 @@ def _native(value: Any) -> Any:
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
     return value
+
+
+def text_lines(given: Iterable[str]) -> Iterator[str]:
+    """The texts that inputs of a command line stand for: @FILE for the lines of a file, - for those of standard input.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+    """
+    for item in given:
+        if item == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin)
+        elif item.startswith("@"):
+            with Path(item[1:]).open(encoding="utf-8") as lines:
+                yield from (line.rstrip("\n") for line in lines)
+        else:
+            yield item
 
 
 def existing_file(path: str | Path) -> Path:

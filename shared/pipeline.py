@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
 from shared.artifact import MANIFEST, read_artifact, save_artifact
 from shared.config import Config
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from shared.export import ExportReport
 
 ExportFormat = Literal["saved_model", "litert", "onnx"]
+# What a training calls after each epoch with its record.
+AfterEpoch: TypeAlias = Callable[[dict[str, Any]], None]
 
 # Where `load_pipeline` finds the class that wrote a directory.
 _PIPELINES = {
@@ -103,7 +105,7 @@ class FitOptions:
     resume: bool = False
     log: Path | None = None
     profile: Path | None = None
-    after_epoch: Callable[[dict[str, Any]], None] | None = None
+    after_epoch: AfterEpoch | None = None
 
 
 class Pipeline(abc.ABC):
@@ -138,7 +140,7 @@ class Pipeline(abc.ABC):
         resume: bool = False,
         log: str | Path | None = None,
         profile: str | Path | None = None,
-        after_epoch: Callable[[dict[str, Any]], None] | None = None,
+        after_epoch: AfterEpoch | None = None,
     ) -> History:
         """Train on `train`, keeping the weights that are best on `validation` by the first metric.
 
@@ -152,7 +154,8 @@ class Pipeline(abc.ABC):
             log: a file for one JSON line per epoch (and TensorBoard events beside it, where that is installed).
             profile: a directory for a summary of where the time goes and a trace of some steps; see
                 `shared.profiling.read_profile`.
-            after_epoch: is called after each epoch with its record, as `History.records` has it.
+            after_epoch: is called after each epoch with its record, as `History.records` has it; of a model that is
+                solved at once, once with the scores of `validation`.
 
         Raises:
             TypeError, ValueError: for data or options that do not fit; the message says what was expected.

@@ -164,7 +164,7 @@ def _run_trial(config: dict[str, Any], job: Job, directory: Path) -> None:
         tune.report({"score": metric, "best": best, "epochs": record["epoch"], "error": ""})
 
     try:
-        job.module().COMMAND.run_trial(job.arguments, as_texts(config), where, after_epoch)
+        job.module().COMMAND.trained(job.arguments, as_texts(config), after_epoch).save(where)
     except (ValueError, TypeError, OSError) as error:
         tune.report({"score": -math.inf, "best": -math.inf, "epochs": 0, "error": str(error)})
 

@@ -153,6 +153,13 @@ def tune_on_ray(
     print(f"saved {output}, the best of {len(trials)} trials; all are in {output}.trials.jsonl")
 
 
+def own_runtime(options: argparse.Namespace) -> RuntimeConfig:
+    """The runtime of one process of a cluster that answers or tries by itself, with its environment prepared."""
+    runtime = config_from_flags(RuntimeConfig, options).replace(workers="off")
+    runtime.prepare_environment()
+    return runtime
+
+
 def with_values(
     options: argparse.Namespace, values: Mapping[str, str], config_class: type[Config]
 ) -> argparse.Namespace:

@@ -10,22 +10,26 @@ from typing import Any
 
 import pytest
 
-from shared import load_pipeline
 from tests.recsys.tastes import tastes
 
 _ROOT = Path(__file__).parents[2]
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """The script's main function in this process."""
+def script(name: str) -> Any:
+    """A script as a module."""
     sys.path.insert(0, str(_ROOT / "scripts"))
     try:
-        main = importlib.import_module("recommender").main
-        command = importlib.import_module("collaborative_filtering").COMMAND
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(_ROOT / "scripts"))
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """The script's main function in this process."""
     try:
-        code = main(command, [str(argument) for argument in arguments])
+        code = script("recommender").main(
+            script("collaborative_filtering").COMMAND, [str(argument) for argument in arguments]
+        )
     except SystemExit as stop:
         code = int(stop.code or 0)
     captured = capsys.readouterr()
@@ -160,12 +164,8 @@ def test_help_of_each_verb_fits_a_screen_and_needs_no_tensorflow() -> None:
         assert " tensorflow" not in child.stderr
 
 
-def own_command() -> Any:
-    return importlib.import_module("collaborative_filtering").COMMAND
-
-
 def test_users_may_stand_in_a_file(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("recommender._PORTION", 2)
+    monkeypatch.setattr(script("recommender"), "_PORTION", 2)
     users = ["u000", "u001", "nobody", "u002", "u003"]
     (tmp_path / "users.txt").write_text("\n".join(users) + "\n\n")
     asked = ("recommend", "--model", model, "--k", 3, "--users")
@@ -180,21 +180,21 @@ def test_users_may_stand_in_a_file(model, tmp_path, monkeypatch, capsys):
 
 def test_a_process_of_a_cluster_recommends_as_the_script_does(model, capsys):
     arguments = ["recommend", "--model", str(model), "--k", "3", "--exclude", "103", "--users", "x"]
-    answers = own_command().answering(arguments)(["u005", "nobody"])
+    answers = script("collaborative_filtering").COMMAND.answering(arguments)(["u005", "nobody"])
     _, out, _ = call(capsys, *arguments[:-1], "u005,nobody")
     assert [answer.to_dict() for answer in answers] == [json.loads(line) for line in out.splitlines()]
 
 
 @pytest.mark.parametrize(("name", "epochs"), [("ease", [1]), ("ials", [1, 2, 3])])
-def test_a_trial_reports_what_it_is_chosen_by(name, epochs, ratings, tmp_path):
+def test_a_trial_reports_what_it_is_chosen_by(name, epochs, ratings):
     arguments = ["tune", "--train", str(ratings), "--holdout", "leave_one_out", "--output", "x", "--search", "x=1"]
     records: list[dict[str, Any]] = []
     values = {"model": name, "factors": "4", "epochs": "3"}
-    own_command().run_trial([*arguments, "--seed", "5"], values, tmp_path / "trial", records.append)
+    trained = script("collaborative_filtering").COMMAND.trained([*arguments, "--seed", "5"], values, records.append)
     assert [record["epoch"] for record in records] == epochs
     assert all(0 < record["validation_ndcg@10"] <= 1 for record in records)
-    saved: Any = load_pipeline(tmp_path / "trial").config
-    assert (saved.model, saved.factors, saved.seed) == (name, 4, 5)
+    assert (trained.config.model, trained.config.factors, trained.config.seed) == (name, 4, 5)
+    assert len(trained.recommend(["u000"], 3)[0].items) == 3
 
 
 @pytest.mark.parametrize(
