@@ -20,11 +20,11 @@ MULTI30K_CONFIG: dict[str, Any] = {
 }
 MULTI30K_TRAINING: dict[str, Any] = {
     "epochs": 30,
-    "batch_tokens": 4096,
-    "learning_rate": 0.004,
+    "batch_tokens": 2048,
+    "learning_rate": 0.003,
     "warmup": 0.1,
     "label_smoothing": 0.1,
-    "ema_decay": 0.998,
+    "ema_decay": 0.999,
 }
 
 

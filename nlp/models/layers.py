@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeAlias
 import keras
 import tensorflow as tf
 
+from shared.normalization import FastLayerNormalization
+
 Activation: TypeAlias = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
 
 # Spread of new weights, as in BERT (Devlin et al. 2019, arXiv:1810.04805, `initializer_range` of its code).
@@ -76,4 +78,4 @@ class Linear(keras.layers.Layer):
 
 def layer_norm(epsilon: float, name: str | None = None) -> keras.layers.LayerNormalization:
     """Layer normalisation over features; its statistics are float32 in any precision."""
-    return keras.layers.LayerNormalization(epsilon=epsilon, name=name)
+    return FastLayerNormalization(epsilon=epsilon, name=name)

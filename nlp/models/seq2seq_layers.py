@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import keras
 import tensorflow as tf
 
-from nlp.models.layers import Activation, Linear, length_of
+from nlp.models.layers import Activation, Linear, layer_norm, length_of
 from shared.recomputation import recomputable
 
 NormKind: TypeAlias = Literal["layer", "rms"]
@@ -46,7 +46,7 @@ def norm_layer(kind: NormKind, epsilon: float, name: str) -> keras.layers.Layer:
     """Layer normalisation, or T5's without mean and bias (Zhang and Sennrich 2019, arXiv:1910.07467)."""
     if kind == "rms":
         return keras.layers.RMSNormalization(epsilon=epsilon, name=name)
-    return keras.layers.LayerNormalization(epsilon=epsilon, name=name)
+    return layer_norm(epsilon, name=name)
 
 
 def normalised(norm: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:

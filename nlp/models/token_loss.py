@@ -30,21 +30,25 @@ def _smoothed(logits: tf.Tensor, tokens: tf.Tensor, label_smoothing: float) -> t
     """Losses (N,) of logits (N, V) and token ids (N,).
 
     Their gradient, softmax - (1 - e) onehot - e / V, is made at once: one by parts goes over (N, V) four more times.
+    The softmax serves the loss too: its largest value p belongs to the largest logit, and logsumexp = logit - log p.
+    TensorFlow's cross-entropy took twice the time of both on a CPU.
     """
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def losses(logits: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        plain, slopes = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits, labels=tokens)
-        # The mean loss is the loss of the token plus its logit less the mean logit.
-        own = tf.gather(logits, tokens, batch_dims=1)
-        smoothed = plain + label_smoothing * (own - tf.reduce_mean(logits, axis=-1)) if label_smoothing else plain
+        probabilities = tf.nn.softmax(logits)
+        # The largest probability is at least 1 / V: its logarithm is exact where that of another might be of 0.
+        total = tf.reduce_max(logits, axis=-1) - tf.math.log(tf.reduce_max(probabilities, axis=-1))
+        wanted = (1 - label_smoothing) * tf.gather(logits, tokens, batch_dims=1)
+        if label_smoothing:
+            wanted += label_smoothing * tf.reduce_mean(logits, axis=-1)
 
         def gradient(upstream: tf.Tensor) -> Any:
             share = label_smoothing / logits.shape[-1]
-            whole = (slopes - share) * upstream[:, None]
+            whole = ((probabilities - share) if share else probabilities) * upstream[:, None]
             places = tf.stack([tf.range(tf.size(tokens)), tokens], axis=1)
-            return tf.tensor_scatter_nd_add(whole, places, label_smoothing * upstream) if label_smoothing else whole
+            return tf.tensor_scatter_nd_sub(whole, places, (1 - label_smoothing) * upstream)
 
-        return smoothed, gradient
+        return total - wanted, gradient
 
     return losses(logits)

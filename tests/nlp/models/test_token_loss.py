@@ -44,3 +44,8 @@ def test_padding_has_no_gradient_and_nothing_but_padding_no_loss():
     assert np.all(gradient[TARGETS < 0] == 0)
     assert np.all(np.abs(gradient[TARGETS >= 0]).sum(axis=-1) > 0)
     assert float(token_cross_entropy(LOGITS, tf.constant(np.full((2, 3), -1)))) == 0.0
+
+
+def test_a_token_of_probability_zero_has_the_loss_of_its_logit():
+    logits = np.array([[[0.0, 1000.0, -500.0]]], np.float32)
+    assert float(token_cross_entropy(logits, tf.constant([[2]]))) == pytest.approx(1500.0)
