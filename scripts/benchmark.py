@@ -243,12 +243,14 @@ BENCHMARKS: dict[str, Callable[[int], dict[str, Any]]] = {
     "two-tower": recsys_benchmarks.two_tower,
     "top-k": recsys_benchmarks.top_k,
     "translation-decode": translation_benchmarks.translation_decode,
+    "translation-decode-bfloat16": translation_benchmarks.translation_decode_bfloat16,
     "translation-train": translation_benchmarks.translation_train,
 }
 # What is applied before a benchmark; the others run with the defaults. oneDNN's kernels gain on batches and lose on
 # the few rows of one short text.
 RUNTIMES: dict[str, RuntimeConfig] = {
     "text-inference-bfloat16": RuntimeConfig(precision="mixed_bfloat16"),
+    "translation-decode-bfloat16": RuntimeConfig(precision="mixed_bfloat16"),
     "text-single": RuntimeConfig(onednn="off"),
 }
 

@@ -62,6 +62,7 @@ EXPERIMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "multi30k-german": translation_experiments.multi30k_german,
     "multi30k-french": translation_experiments.multi30k_french,
     "translation-decode": translation_experiments.translation_decode,
+    "translation-decode-bfloat16": translation_experiments.translation_decode_bfloat16,
     "translation-train": translation_experiments.translation_train,
     "bccd": dense_experiments.bccd,
     "camvid": dense_experiments.camvid,
@@ -133,7 +134,12 @@ BOUNDS: dict[str, list[dict[str, Any]]] = {
     "translation-decode": [
         {"ratio": "triptych, greedy / transformers generate, greedy", "at_least": 2.0},
         {"ratio": "triptych, beam 4 / transformers generate, beam 4", "at_least": 2.0},
-        {"figure": "peak memory, MiB", "at_most": "peak memory of transformers, MiB"},
+        {"figure": "peak memory, MiB", "at_most": "peak memory of transformers generate, MiB"},
+    ],
+    "translation-decode-bfloat16": [
+        {"ratio": "triptych, greedy / transformers generate, greedy", "at_least": 2.0},
+        {"ratio": "triptych, beam 4 / transformers generate, beam 4", "at_least": 2.0},
+        {"figure": "peak memory, MiB", "at_most": "peak memory of transformers generate, MiB"},
     ],
     "translation-train": [{"ratio": "triptych step / PyTorch step", "at_least": 1.2}],
     "bccd": [

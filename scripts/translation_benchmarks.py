@@ -35,44 +35,71 @@ def translation_decode(repeats: int) -> dict[str, Any]:
 
     No target ends early: the end token is banned until the last step.
     """
-    from benchmark import measured, ratios
+    from benchmark import measured
 
-    model = _model()
-    rng = np.random.default_rng(0)
-    source_ids = rng.integers(1, _PAD, (_BATCH, _SOURCE)).astype(np.int32)
-    mask = np.ones(source_ids.shape, bool)
-    last: dict[str, Any] = {}
+    decoding = _Decoding("float32")
+    result = decoding.compared({"transformers generate": "float32"}, repeats)
+    lengths = {str(length): functools.partial(decoding.ours, 1, length) for length in (_LENGTH, _LONGER)}
+    by_length = measured(lengths, repeats)
+    result["figures"] |= {
+        f"tokens/s, greedy, {length} new ones": rates["median"] for length, rates in by_length.items()
+    }
+    return result
 
-    def ours(beams: int, length: int = _LENGTH) -> float:
+
+def translation_decode_bfloat16(repeats: int) -> dict[str, Any]:
+    """The same with our layers in bfloat16, beside transformers' in float32, its default, and in bfloat16."""
+    peers = {"transformers generate": "float32", "transformers generate in bfloat16": "bfloat16"}
+    return _Decoding("mixed_bfloat16").compared(peers, repeats)
+
+
+class _Decoding:
+    """A model with random weights that is timed beside transformers'; `precision` is a policy of Keras."""
+
+    def __init__(self, precision: str) -> None:
+        self.precision = precision
+        self.model = _model()
+        rng = np.random.default_rng(0)
+        self.source_ids = rng.integers(1, _PAD, (_BATCH, _SOURCE)).astype(np.int32)
+        self.mask = np.ones(self.source_ids.shape, bool)
+        self.last: dict[str, np.ndarray] = {}
+        self.peaks: dict[str, int] = {}
+
+    def ours(self, beams: int, length: int = _LENGTH) -> float:
         start = time.perf_counter()
-        last[f"ours {beams}"] = decode(model, source_ids, mask, _decoding(beams, length)).token_ids[:, 0]
+        self.last["triptych"] = decode(self.model, self.source_ids, self.mask, _decoding(beams, length)).token_ids[:, 0]
         return _BATCH * length / (time.perf_counter() - start)
 
-    files = f"random weights of OPUS-MT's size; {_BATCH} sources of {_SOURCE} tokens, {_LENGTH} new ones; float32"
-    result: dict[str, Any] = {"unit": "target tokens/s", "files": files, "rates": {}, "ratios": {}, "figures": {}}
-    with _peer(model, {"source_ids": source_ids, "mask": mask}) as (peer, directory):
+    def theirs(self, name: str, peer: Callable[..., dict[str, Any]], beams: int) -> float:
+        answer = peer(beams=beams, length=_LENGTH)
+        self.last[name], self.peaks[name] = np.asarray(answer["tokens"]), answer["peak_mib"]
+        return _BATCH * _LENGTH / float(answer["seconds"])
 
-        def theirs(beams: int) -> float:
-            answer = peer(beams=beams, length=_LENGTH)
-            last[f"theirs {beams}"], last["peak"] = np.asarray(answer["tokens"]), answer["peak_mib"]
-            return _BATCH * _LENGTH / float(answer["seconds"])
+    def compared(self, peers: dict[str, str], repeats: int) -> dict[str, Any]:
+        """Rates, ratios and memory; `peers` maps names to the precision that each computes in."""
+        from benchmark import measured, ratios
 
-        for beams, name in ((1, "greedy"), (4, "beam 4")):
-            sides = {
-                f"triptych, {name}": functools.partial(ours, beams),
-                f"transformers generate, {name}": functools.partial(theirs, beams),
-            }
-            rates = measured(sides, repeats)
-            same = np.mean(last[f"ours {beams}"] == last[f"theirs {beams}"])
-            result["rates"] |= rates
-            result["ratios"] |= ratios(rates, f"triptych, {name}")
-            result["figures"][f"share of equal tokens, {name}"] = float(same)
-        peaks = {"peak memory, MiB": _own_peak(directory), "peak memory of transformers, MiB": last["peak"]}
-    lengths = {length: functools.partial(ours, 1, length) for length in (_LENGTH, _LONGER)}
-    by_length = measured({str(length): side for length, side in lengths.items()}, repeats)
-    medians = {f"tokens/s, greedy, {length} new ones": by_length[str(length)]["median"] for length in lengths}
-    result["figures"] |= peaks | medians
-    return result
+        size = f"{_BATCH} sources of {_SOURCE} tokens, {_LENGTH} new ones"
+        files = f"random weights of OPUS-MT's size; {size}; {self.precision}"
+        result: dict[str, Any] = {"unit": "target tokens/s", "files": files, "rates": {}, "ratios": {}, "figures": {}}
+        with contextlib.ExitStack() as stack:
+            arrays = {"source_ids": self.source_ids, "mask": self.mask}
+            started = {name: stack.enter_context(_peer(self.model, arrays, kind)) for name, kind in peers.items()}
+            for beams, search in ((1, "greedy"), (4, "beam 4")):
+                sides = {f"triptych, {search}": functools.partial(self.ours, beams)}
+                for name, (peer, _) in started.items():
+                    sides[f"{name}, {search}"] = functools.partial(self.theirs, name, peer, beams)
+                rates = measured(sides, repeats)
+                result["rates"] |= rates
+                result["ratios"] |= ratios(rates, f"triptych, {search}")
+                for name, kind in peers.items():
+                    if kind == self.precision:  # rounded otherwise, random weights choose other tokens
+                        same = float(np.mean(self.last["triptych"] == self.last[name]))
+                        result["figures"][f"share of equal tokens, {search}"] = same
+            _, directory = next(iter(started.values()))
+            result["figures"]["peak memory, MiB"] = _own_peak(directory, self.precision)
+        result["figures"] |= {f"peak memory of {name}, MiB": peak for name, peak in self.peaks.items()}
+        return result
 
 
 def translation_train(repeats: int) -> dict[str, Any]:
@@ -146,14 +173,17 @@ def _model() -> Any:
         return build_seq2seq(Seq2SeqConfig(vocab_size=_VOCAB_SIZE))
 
 
-def _own_peak(directory: str) -> int:
+def _own_peak(directory: str, precision: str) -> int:
     """The most memory that a process of ours holds which does what the peer's does: reads the checkpoint, decodes."""
-    command = [sys.executable, __file__, directory]
+    command = [sys.executable, __file__, directory, precision]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
-def _decode_and_print_peak(directory: str) -> None:
+def _decode_and_print_peak(directory: str, precision: str) -> None:
+    from shared.runtime import RuntimeConfig
+
+    RuntimeConfig.from_dict({"precision": precision}).apply()
     from nlp.models.seq2seq import build_seq2seq
     from nlp.seq2seq_checkpoints import read_hugging_face
 
@@ -168,7 +198,9 @@ def _decode_and_print_peak(directory: str) -> None:
 
 
 @contextlib.contextmanager
-def _peer(model: Any, arrays: dict[str, np.ndarray]) -> Iterator[tuple[Callable[..., dict[str, Any]], str]]:
+def _peer(
+    model: Any, arrays: dict[str, np.ndarray], precision: str = "float32"
+) -> Iterator[tuple[Callable[..., dict[str, Any]], str]]:
     """A function that asks the peer for something (torch_translation.py), and the directory of its checkpoint."""
     from nlp.seq2seq_checkpoints import write_marian
 
@@ -177,7 +209,7 @@ def _peer(model: Any, arrays: dict[str, np.ndarray]) -> Iterator[tuple[Callable[
         np.savez(Path(directory) / "arrays.npz", allow_pickle=False, **arrays)
         threads = str(len(os.sched_getaffinity(0)))
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with peer_process("torch_translation.py", directory, threads, **pipes) as process:
+        with peer_process("torch_translation.py", directory, threads, precision, **pipes) as process:
             yield functools.partial(_answer, process), directory
             assert process.stdin is not None
             process.stdin.close()
@@ -196,4 +228,4 @@ def _answer(process: subprocess.Popen[str], **wanted: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    _decode_and_print_peak(sys.argv[1])
+    _decode_and_print_peak(*sys.argv[1:])

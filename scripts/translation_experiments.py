@@ -78,6 +78,15 @@ def translation_decode() -> dict[str, Any]:
     )
 
 
+def translation_decode_bfloat16() -> dict[str, Any]:
+    """The same in bfloat16; worth it only where the processor computes in it."""
+    return benchmark_record(
+        "translation-decode-bfloat16",
+        "Decoding in bfloat16, a Marian model of OPUS-MT's size",
+        "at least 2 of transformers' generate in its default precision, float32, with less memory",
+    )
+
+
 def translation_train() -> dict[str, Any]:
     """A training step beside PyTorch's."""
     return benchmark_record("translation-train", "Training step of a Marian model", "at least 1.2 of PyTorch's")

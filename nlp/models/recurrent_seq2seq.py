@@ -197,7 +197,7 @@ class RecurrentSeq2Seq(keras.Model):
         seen = state.seen if state.seen.shape[2] == 0 else state.seen + weights
         return tf.reshape(features, (-1, self.config.embedding_size)), state._replace(hidden=hidden, seen=seen)
 
-    def logits_by_token(self, features: tf.Tensor, tokens: slice = slice(None)) -> tf.Tensor:
+    def logits_by_token(self, features: tf.Tensor, state: RecurrentState, tokens: slice = slice(None)) -> tf.Tensor:
         """Features (R, E) -> logits (V, R) of all tokens or a range of them."""
         logits = tf.matmul(tf.convert_to_tensor(self.target_table)[tokens], features, transpose_b=True)
         return logits + tf.convert_to_tensor(self.bias)[tokens, None]
@@ -207,7 +207,7 @@ class RecurrentSeq2Seq(keras.Model):
     ) -> tuple[tf.Tensor, RecurrentState]:
         """As `advance`, with the logits (B, K, V) of the next token in the place of features."""
         features, state = self.advance(token_ids, position, state)
-        logits = tf.transpose(self.logits_by_token(features))
+        logits = tf.transpose(self.logits_by_token(features, state))
         return tf.reshape(logits, (-1, token_ids.shape[1], self.vocab_size)), state
 
     def reorder(self, state: RecurrentState, parents: tf.Tensor) -> RecurrentState:

@@ -127,6 +127,7 @@ def _best(
     config: DecodingConfig,
     rules: Rules,
     features: tf.Tensor,
+    state: Any,
     tokens: tf.Tensor,
     position: tf.Tensor,
     count: int,
@@ -134,13 +135,13 @@ def _best(
     """The best tokens that may come next of features (R, D): logits and tokens (R, count), and the sum over all."""
     scored = config.scores or config.num_beams > 1
     if config.no_repeat_ngram:  # needs all logits at once
-        logits = model.logits_by_token(features)
+        logits = model.logits_by_token(features, state)
         total = log_sum(logits) if scored else None
         with tf.control_dependencies([total] if scored else []):  # before logits are overwritten
             logits = _allowed(config, rules, logits, tokens, position)
         return *top_tokens(logits, count), total
     return best_tokens(
-        functools.partial(model.logits_by_token, features),
+        functools.partial(model.logits_by_token, features, state),
         model.vocab_size,
         count,
         scored=scored,
@@ -197,9 +198,9 @@ def _one_by_one(
         last = tf.gather(lanes.tokens, position, axis=2)
         features, state = model.advance(last, position, state)
         if config.sample:
-            token, chance = _drawn(model, config, rules, features, lanes.tokens, position, seed)
+            token, chance = _drawn(model, config, rules, features, state, lanes.tokens, position, seed)
         else:
-            value, ids, total = _best(model, config, rules, features, lanes.tokens, position, 1)
+            value, ids, total = _best(model, config, rules, features, state, lanes.tokens, position, 1)
             token, chance = ids[:, 0], value[:, 0] - (value[:, 0] if total is None else total)
         token, chance = (tf.reshape(part, (-1, config.lanes)) for part in (token, chance))
         forced = _forced(config, rules, position)[:, None]
@@ -239,12 +240,13 @@ def _drawn(
     config: DecodingConfig,
     rules: Rules,
     features: tf.Tensor,
+    state: Any,
     tokens: tf.Tensor,
     position: tf.Tensor,
     seed: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Random next tokens (R,) and their log probabilities."""
-    logits = model.logits_by_token(features)
+    logits = model.logits_by_token(features, state)
     total = log_sum(logits)
     with tf.control_dependencies([total]):  # before logits are overwritten
         logits = _allowed(config, rules, logits, tokens, position)
@@ -275,7 +277,7 @@ def beam_search(
     def body(position: tf.Tensor, lanes: Lanes, answers: Answers, state: Any) -> tuple[tf.Tensor, Lanes, Answers, Any]:
         last = tf.gather(lanes.tokens, position, axis=2)
         features, state = model.advance(last, position, state)
-        chances, ids = _continuations(model, config, rules, features, lanes, position, kept)
+        chances, ids = _continuations(model, config, rules, features, state, lanes, position, kept)
         sums, places = tf.math.top_k(chances, kept)  # of (B, K kept)
         parents = places // (chances.shape[1] // beams)
         token = tf.gather(ids, places, batch_dims=1)
@@ -313,13 +315,14 @@ def _continuations(
     config: DecodingConfig,
     rules: Rules,
     features: tf.Tensor,
+    state: Any,
     lanes: Lanes,
     position: tf.Tensor,
     kept: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The best continuations of each beam: sums of log probabilities and tokens, (B, K count)."""
     count = min(kept, model.vocab_size)
-    values, ids, total = _best(model, config, rules, features, lanes.tokens, position, count)
+    values, ids, total = _best(model, config, rules, features, state, lanes.tokens, position, count)
     assert total is not None
     shape = (-1, config.num_beams, count)
     chances, ids = tf.reshape(values - total[:, None], shape), tf.reshape(ids, shape)

@@ -2,7 +2,8 @@
 
 Called, it takes source and target ids and gives the logits of every target position, for training. `encode`, `start`
 and `step` give the logits of one position after another, for decoding (`nlp.decoding`): what is known of the source is
-projected once, and keys and values of the positions so far are kept. Decoding computes in float32 in any precision.
+projected once, and keys and values of the positions so far are kept. Decoding computes in float32 in any precision, but
+its products with weights in bfloat16 where layers compute in it.
 
 Shapes: B texts, K lanes of a text (beams or samples), R = B K rows, T target positions, S source positions, D features,
 V target tokens.
@@ -17,6 +18,7 @@ import tensorflow as tf
 
 from nlp.models.layers import length_of
 from nlp.models.seq2seq_config import Seq2SeqConfig
+from nlp.models.seq2seq_layers import as_multiplied
 from nlp.models.seq2seq_stacks import DecoderStack, DecoderState, EncoderStack
 
 
@@ -75,16 +77,14 @@ class Seq2SeqTransformer(keras.Model):
             training=training,
         )
         rows = self._before_output(tf.reshape(x, (-1, self.config.hidden_size)))
-        logits = tf.cast(tf.matmul(rows, tf.transpose(self._output_table(rows.dtype))), tf.float32)
+        table = tf.cast(tf.convert_to_tensor(self.output_tokens.table), rows.dtype)
+        logits = tf.cast(tf.matmul(rows, tf.transpose(table)), tf.float32)
         if self.output_bias is not None:
             logits = tf.nn.bias_add(logits, tf.cast(self.output_bias, tf.float32))
         return tf.reshape(logits, (-1, length_of(x), self.config.target_size))
 
     def _before_output(self, rows: tf.Tensor) -> tf.Tensor:
         return rows * self.config.hidden_size**-0.5 if self.config.output_scale else rows
-
-    def _output_table(self, dtype: Any = tf.float32) -> tf.Tensor:
-        return tf.cast(tf.convert_to_tensor(self.output_tokens.table), dtype)
 
     # Decoding.
 
@@ -120,25 +120,27 @@ class Seq2SeqTransformer(keras.Model):
         """
         if self.longest_target is not None and max_length > self.longest_target:
             raise ValueError(f"The decoder has positions for {self.longest_target} tokens; received {max_length}.")
-        return self.decoder.start(memory, tf.cast(mask, tf.bool), max_length, lanes=lanes, with_seen=with_seen)
+        output = as_multiplied(self.output_tokens.table, self.compute_dtype)
+        return self.decoder.start(memory, tf.cast(mask, tf.bool), output, max_length, lanes=lanes, with_seen=with_seen)
 
     def advance(self, token_ids: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
         """Token ids (B, K) at a position, the scalar number of steps so far -> features (R, D), and the next state."""
         rows = tf.gather(tf.convert_to_tensor(self.target_tokens.table), tf.reshape(token_ids, (-1,)))
         return self.decoder.step(rows, position, state)
 
-    def logits_by_token(self, features: tf.Tensor, tokens: slice = slice(None)) -> tf.Tensor:
+    def logits_by_token(self, features: tf.Tensor, state: DecoderState, tokens: slice = slice(None)) -> tf.Tensor:
         """Features (R, D) -> logits (V, R) of all tokens or a range of them.
 
         One row for each token is quicker to compute than one for each text.
         """
-        logits = tf.matmul(self._output_table()[tokens], self._before_output(features), transpose_b=True)
+        rows = tf.cast(self._before_output(features), state.output.dtype)
+        logits = tf.cast(tf.matmul(state.output[tokens], rows, transpose_b=True), tf.float32)
         return logits if self.output_bias is None else logits + tf.convert_to_tensor(self.output_bias)[tokens, None]
 
     def step(self, token_ids: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
         """As `advance`, with the logits (B, K, V) of the next token in the place of features."""
         features, state = self.advance(token_ids, position, state)
-        logits = tf.transpose(self.logits_by_token(features))
+        logits = tf.transpose(self.logits_by_token(features, state))
         return tf.reshape(logits, (-1, token_ids.shape[1], self.vocab_size)), state
 
     def reorder(self, state: DecoderState, parents: tf.Tensor) -> DecoderState:

@@ -1,8 +1,9 @@
 """What encoder-decoder transformers are made of: attention, feed-forward parts, layers (Vaswani et al. 2017).
 
 Layers have two faces. Called, they take all positions of a batch at once, for training. Their `step` methods take the
-next position of each row alone, in float32 in any precision, for decoding: as columns (D, R), so that the product with
-a kernel has the large matrix on its left, which is quickest, and nothing is transposed on the way.
+next position of each row alone, for decoding: as columns (D, R), so that the product with a kernel has the large matrix
+on its left, which is quickest, and nothing is transposed on the way. All of it is float32 but, in mixed_bfloat16, the
+kernels and what is multiplied with them: reading kernels is most of the time of a step.
 
 Shapes: B texts, K lanes of a text (beams or samples), R = B K rows, T target positions, S source positions, L positions
 of a cache, D features, H heads, d features of a head, I = H d.
@@ -200,8 +201,8 @@ def _affine(rows: tf.Tensor, layer: Linear) -> tf.Tensor:
 
 
 def product(columns: tf.Tensor, kernel: tf.Tensor, bias: keras.Variable | None) -> tf.Tensor:
-    """Columns (D, R) through a kernel (units, D), see `step_kernel` -> (units, R)."""
-    columns = tf.matmul(kernel, columns)
+    """Columns (D, R) float32 through a kernel (units, D), see `step_kernel` -> (units, R) float32."""
+    columns = tf.cast(tf.matmul(kernel, tf.cast(columns, kernel.dtype)), tf.float32)
     return columns if bias is None else columns + _column(bias)
 
 
@@ -211,7 +212,13 @@ def _column(vector: keras.Variable) -> tf.Tensor:
 
 def step_kernel(layer: Linear) -> tf.Tensor:
     """The kernel as `step` methods take it, (units, D); the copy pays within a few steps."""
-    return tf.transpose(tf.convert_to_tensor(layer.kernel))
+    return tf.transpose(as_multiplied(layer.kernel, layer.compute_dtype))
+
+
+def as_multiplied(weights: keras.Variable, compute_dtype: str) -> tf.Tensor:
+    """Weights as a step of decoding multiplies with them: bfloat16 where layers compute in it, else float32."""
+    values = tf.convert_to_tensor(weights)
+    return tf.cast(values, tf.bfloat16) if compute_dtype == "bfloat16" else values
 
 
 class FeedForward(keras.layers.Layer):

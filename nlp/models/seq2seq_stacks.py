@@ -40,6 +40,7 @@ class DecoderState(NamedTuple):
         memory_penalty: float32 (B, 1, 1, S), for padding.
         ancestors: int32 (B, L, K), the lane in which a lane's past was at each position; -1 where nothing is yet.
         kernels: for each layer those of its three parts as `step_kernel` gives them.
+        output: the table (V, D) whose products with features are logits.
         seen: float32 (B, K, S), how much of the source was looked at so far: sums of the last layer's weights, averaged
             over heads; (B, K, 0) if nobody asked.
     """
@@ -49,6 +50,7 @@ class DecoderState(NamedTuple):
     memory_penalty: tf.Tensor
     ancestors: tf.Tensor
     kernels: tuple[tuple[tuple[tf.Tensor, ...], ...], ...]
+    output: tf.Tensor
     seen: tf.Tensor
 
 
@@ -206,9 +208,9 @@ class DecoderStack(Stack):
     # Decoding.
 
     def start(
-        self, memory: tf.Tensor, real: tf.Tensor, max_length: int, *, lanes: int, with_seen: bool
+        self, memory: tf.Tensor, real: tf.Tensor, output: tf.Tensor, max_length: int, *, lanes: int, with_seen: bool
     ) -> DecoderState:
-        """The state before the first step; see `Seq2SeqTransformer.start`."""
+        """The state before the first step; see `Seq2SeqTransformer.start` and `DecoderState.output`."""
         batch_size, room = tf.shape(memory)[0], min(max_length, _FIRST_POSITIONS)
         empty = tf.zeros((self.config.hidden_size, batch_size * lanes))
         return DecoderState(
@@ -222,6 +224,7 @@ class DecoderStack(Stack):
                 tuple(tuple(step_kernel(layer) for layer in part.part.linears) for part in block)
                 for block in self.blocks
             ),
+            output=output,
             seen=tf.zeros((batch_size, lanes, tf.shape(memory)[1] if with_seen else 0)),
         )
 

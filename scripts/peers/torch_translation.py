@@ -1,6 +1,6 @@
 """Translation in PyTorch and transformers, for comparison: answers lines of JSON on stdin with lines on stdout.
 
-    python scripts/peers/torch_translation.py DIRECTORY THREADS
+    python scripts/peers/torch_translation.py DIRECTORY THREADS float32|bfloat16
 
 DIRECTORY holds a Hugging Face Marian checkpoint and `arrays.npz`. A line {"beams": K, "length": T} generates T tokens
 for each source in it (source_ids, mask) and is answered with {"seconds": S, "peak_mib": M, "tokens": [...]}, the
@@ -30,10 +30,10 @@ def peak_mib() -> int:
 class Peer:
     """The model, loaded on first use, and what is timed."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, dtype: torch.dtype) -> None:
         self.directory = Path(directory)
         self.arrays = np.load(self.directory / "arrays.npz")
-        self.model = transformers.AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=torch.float32)
+        self.model = transformers.AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=dtype)
         self.optimizer: Any = None
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -69,11 +69,11 @@ class Peer:
         return {"seconds": time.perf_counter() - start}
 
 
-def main(directory: str, threads: str) -> None:
+def main(directory: str, threads: str, precision: str) -> None:
     """Answer lines until stdin ends."""
     torch.set_num_threads(int(threads))
     transformers.logging.set_verbosity_error()
-    peer = Peer(directory)
+    peer = Peer(directory, {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision])
     for line in sys.stdin:
         wanted = json.loads(line)
         answer = peer.train(**wanted) if "batches" in wanted else peer.generate(**wanted)
