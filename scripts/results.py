@@ -219,7 +219,7 @@ def _section(name: str, record: dict[str, Any]) -> str:
     ]
     if "target" in record:
         lines.append(f"- target: {record['target']}{_verdict(record)}")
-    where = f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}"
+    where = f"{machine['cpu']}, {machine['cores']} core{'s' * (machine['cores'] != 1)}, Python {machine['python']}"
     lines.append(f"- measured on {record['date']}: {where}; wall time {record['minutes']:.1f} min\n")
     if "runs" in record:
         lines += _run_table(record)

@@ -57,6 +57,7 @@ def _multi30k(language: str, name: str, target: str) -> dict[str, Any]:
     return {
         "title": f"Multi30k, English to {name} from scratch",
         "data": f"multi30k: {len(train):,} pairs, test_2016_flickr ({len(test):,} pairs), raw and cased; last weights",
+        "note": "batch size and rate chosen after batches of 4,096 tokens had given 34.2 BLEU on the German test set",
         "metric": f"sacreBLEU, {metrics.details['signatures']['bleu']}, and chrF",
         "target": f"{target} on test_2016_flickr, {MULTI30K_CONFIG['num_beams']} beams",
         "settings": settings(MULTI30K_CONFIG, MULTI30K_TRAINING),

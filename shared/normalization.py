@@ -1,7 +1,7 @@
 """Layer normalisation in few passes over memory.
 
 Keras computes it, and TensorFlow its gradient, from some twenty operations each of which reads and writes all features.
-Here means over features are products with a column, which CPUs are quicker at, and the gradient is one formula.
+Here the gradient is one formula, in which sums over rows are products with a row of ones: CPUs are quicker at these.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 
 class FastLayerNormalization(keras.layers.LayerNormalization):
-    """`keras.layers.LayerNormalization` over the last axis: the same weights and results, about half of the time.
+    """`keras.layers.LayerNormalization` over the last axis: the same weights and results, trained in less time.
 
     Statistics are float32 in any precision. Ba et al. 2016 (arXiv:1607.06450, section 3).
     """
@@ -65,15 +65,12 @@ def _normalised_in_training(rows: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, 
 
 
 def _mean(rows: tf.Tensor) -> tf.Tensor:
-    """Mean over the features of each row: (N, D) float32 -> (N, 1)."""
-    if tf.config.list_logical_devices("GPU"):
-        return tf.reduce_mean(rows, axis=-1, keepdims=True)  # where a product might be of 19-bit numbers
-    width = rows.shape[-1]
-    return tf.matmul(rows, tf.fill((width, 1), tf.constant(1 / width, rows.dtype)))
+    """Mean over the features of each row: (N, D) -> (N, 1)."""
+    return tf.reduce_mean(rows, axis=-1, keepdims=True)
 
 
 def _sum(rows: tf.Tensor) -> tf.Tensor:
     """Sum over the rows of each feature: (N, D) float32 -> (D,)."""
     if tf.config.list_logical_devices("GPU"):
-        return tf.reduce_sum(rows, axis=0)
+        return tf.reduce_sum(rows, axis=0)  # where a product might round its factors to 19 bits
     return tf.matmul(tf.ones((1, tf.shape(rows)[0])), rows)[0]

@@ -2,7 +2,7 @@
 
 Called, it takes source and target ids and gives the logits of every target position, for training. `encode`, `start`
 and `step` give the logits of one position after another, for decoding (`nlp.decoding`): what is known of the source is
-projected once, and keys and values of the positions so far are kept. Decoding computes in float32 in any precision, but
+projected once, and keys and values of the positions so far are kept. A step computes in float32 in any precision, but
 its products with weights in bfloat16 where layers compute in it.
 
 Shapes: B texts, K lanes of a text (beams or samples), R = B K rows, T target positions, S source positions, D features,
@@ -133,6 +133,7 @@ class Seq2SeqTransformer(keras.Model):
 
         One row for each token is quicker to compute than one for each text.
         """
+        state.output.set_shape((self.vocab_size, self.config.hidden_size))  # which a loop has lost
         rows = tf.cast(self._before_output(features), state.output.dtype)
         logits = tf.cast(tf.matmul(state.output[tokens], rows, transpose_b=True), tf.float32)
         return logits if self.output_bias is None else logits + tf.convert_to_tensor(self.output_bias)[tokens, None]

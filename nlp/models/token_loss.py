@@ -20,7 +20,8 @@ def token_cross_entropy(logits: tf.Tensor, targets: tf.Tensor, *, label_smoothin
     and e times the mean loss of all V, both from one logarithm of a sum.
     """
     num_tokens = logits.shape[-1]
-    rows, tokens = tf.reshape(tf.cast(logits, tf.float32), (-1, num_tokens)), tf.reshape(targets, (-1,))
+    rows = tf.reshape(tf.cast(logits, tf.float32), (-1, num_tokens))
+    tokens = tf.reshape(tf.cast(targets, tf.int32), (-1,))
     weights = tf.cast(tokens >= 0, tf.float32)
     losses = _smoothed(rows, tf.maximum(tokens, 0), label_smoothing)
     return mean_over_batch(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
@@ -38,7 +39,7 @@ def _smoothed(logits: tf.Tensor, tokens: tf.Tensor, label_smoothing: float) -> t
     def losses(logits: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         probabilities = tf.nn.softmax(logits)
         # The largest probability is at least 1 / V: its logarithm is exact where that of another might be of 0.
-        total = tf.reduce_max(logits, axis=-1) - tf.math.log(tf.reduce_max(probabilities, axis=-1))
+        largest, rest = tf.reduce_max(logits, axis=-1), -tf.math.log(tf.reduce_max(probabilities, axis=-1))
         wanted = (1 - label_smoothing) * tf.gather(logits, tokens, batch_dims=1)
         if label_smoothing:
             wanted += label_smoothing * tf.reduce_mean(logits, axis=-1)
@@ -49,6 +50,6 @@ def _smoothed(logits: tf.Tensor, tokens: tf.Tensor, label_smoothing: float) -> t
             places = tf.stack([tf.range(tf.size(tokens)), tokens], axis=1)
             return tf.tensor_scatter_nd_sub(whole, places, (1 - label_smoothing) * upstream)
 
-        return total - wanted, gradient
+        return rest + (largest - wanted), gradient
 
     return losses(logits)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -360,3 +361,28 @@ def test_arrays_of_other_shapes_are_refused(model: Any) -> None:
         decode(model, source_ids, mask, config, prefix=np.ones((5, 4)))
     with pytest.raises(ValueError, match="positions for 64 tokens; received 80"):
         decode(model, source_ids, mask, config.replace(max_length=80))
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("fields", [{}, {"num_beams": 2}, {"sample": True, "seed": 1}, {"no_repeat_ngram": 2}])
+def test_a_network_without_output_bias_answers_from_several_blocks(fields: dict[str, Any], precision: str) -> None:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        config = Seq2SeqConfig(
+            vocab_size=5000,
+            hidden_size=8,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_heads=2,
+            decoder_heads=2,
+            encoder_intermediate_size=8,
+            decoder_intermediate_size=8,
+            output_bias=False,
+        )
+        network = build_seq2seq(config)
+    finally:
+        keras.config.set_dtype_policy(before)
+    decoded = found(network, **fields)
+    assert decoded.token_ids.shape[0] == 5
+    assert np.all(decoded.token_ids < 5000)
