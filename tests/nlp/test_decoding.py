@@ -364,7 +364,9 @@ def test_arrays_of_other_shapes_are_refused(model: Any) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("fields", [{}, {"num_beams": 2}, {"sample": True, "seed": 1}, {"no_repeat_ngram": 2}])
+@pytest.mark.parametrize(
+    "fields", [{"num_beams": 1}, {"num_beams": 2}, {"sample": True, "num_beams": 1}, {"no_repeat_ngram": 2}]
+)
 def test_a_network_without_output_bias_answers_from_several_blocks(fields: dict[str, Any], precision: str) -> None:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
