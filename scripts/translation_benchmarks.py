@@ -37,7 +37,7 @@ def translation_decode(repeats: int) -> dict[str, Any]:
     """
     from benchmark import measured
 
-    decoding = _Decoding("float32")
+    decoding = _TimedModel("float32")
     result = decoding.compared({"transformers generate": "float32"}, repeats)
     lengths = {str(length): functools.partial(decoding.ours, 1, length) for length in (_LENGTH, _LONGER)}
     by_length = measured(lengths, repeats)
@@ -49,11 +49,11 @@ def translation_decode(repeats: int) -> dict[str, Any]:
 
 def translation_decode_bfloat16(repeats: int) -> dict[str, Any]:
     """The same with our layers in bfloat16, beside transformers' in float32, its default, and in bfloat16."""
-    peers = {"transformers generate": "float32", "transformers generate in bfloat16": "bfloat16"}
-    return _Decoding("mixed_bfloat16").compared(peers, repeats)
+    peers = {"transformers generate in float32": "float32", "transformers generate in bfloat16": "bfloat16"}
+    return _TimedModel("mixed_bfloat16").compared(peers, repeats)
 
 
-class _Decoding:
+class _TimedModel:
     """A model with random weights that is timed beside transformers'; `precision` is a policy of Keras."""
 
     def __init__(self, precision: str) -> None:

@@ -16,44 +16,38 @@ import tensorflow as tf
 class FastLayerNormalization(keras.layers.LayerNormalization):
     """`keras.layers.LayerNormalization` over the last axis: the same weights and results, trained in less time.
 
-    Statistics are float32 in any precision. Ba et al. 2016 (arXiv:1607.06450, section 3).
+    Statistics have the type of the weights, float32 in any mixed precision. Ba et al. 2016 (arXiv:1607.06450, section
+    3).
     """
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """(..., D) -> the same shape, in the layer's own type."""
-        if self.gamma is None or self.beta is None or self.axis not in (-1, [-1], [len(inputs.shape) - 1]):
+        last_axis = self.axis in (-1, [-1], [len(inputs.shape) - 1])
+        # Without a gradient to come there is nothing to gain.
+        if not training or not last_axis or self.gamma is None or self.beta is None:
             return super().call(inputs)
-        width = inputs.shape[-1]
-        rows = tf.reshape(inputs, (-1, width))
-        normalise = _normalised_in_training if training else _normalised
-        normal = normalise(rows, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta), self.epsilon)
+        rows = tf.reshape(inputs, (-1, inputs.shape[-1]))
+        normal = _normalised(rows, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta), self.epsilon)
         normal = tf.reshape(tf.cast(normal, self.compute_dtype), tf.shape(inputs))
         normal.set_shape(inputs.shape)
         return normal
 
 
 def _normalised(rows: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """Rows (N, D) of any type -> float32 (N, D)."""
-    return _standardised(rows, epsilon)[0] * gamma + beta
+    """Rows (N, D) of any type -> (N, D) of the weights' type.
 
-
-def _standardised(rows: tf.Tensor, epsilon: float) -> tuple[tf.Tensor, tf.Tensor]:
-    """Rows of mean 0 and variance 1, and what each was multiplied by, (N, 1)."""
-    rows = tf.cast(rows, tf.float32)
-    centred = rows - _mean(rows)
-    factor = tf.math.rsqrt(_mean(tf.square(centred)) + epsilon)
-    return centred * factor, factor
-
-
-def _normalised_in_training(rows: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """The same with the gradient in closed form: dx = factor (g - mean(g) - y mean(g y)), g = dy gamma."""
+    The gradient in closed form: dx = factor (g - mean(g) - y mean(g y)), where y are the standardised rows, factor what
+    they were multiplied by, and g = gamma times the gradient that comes from above.
+    """
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def normalised(rows: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
-        standard, factor = _standardised(rows, epsilon)
+        centred = tf.cast(rows, gamma.dtype)
+        centred -= _mean(centred)
+        factor = tf.math.rsqrt(_mean(tf.square(centred)) + epsilon)
+        standard = centred * factor
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            upstream = tf.cast(upstream, tf.float32)
             along = upstream * standard
             inner = upstream * gamma
             inner -= _mean(inner) + standard * _mean(along * gamma)
@@ -70,7 +64,7 @@ def _mean(rows: tf.Tensor) -> tf.Tensor:
 
 
 def _sum(rows: tf.Tensor) -> tf.Tensor:
-    """Sum over the rows of each feature: (N, D) float32 -> (D,)."""
+    """Sum over the rows of each feature: (N, D) -> (D,)."""
     if tf.config.list_logical_devices("GPU"):
         return tf.reduce_sum(rows, axis=0)  # where a product might round its factors to 19 bits
-    return tf.matmul(tf.ones((1, tf.shape(rows)[0])), rows)[0]
+    return tf.matmul(tf.ones((1, tf.shape(rows)[0]), rows.dtype), rows)[0]

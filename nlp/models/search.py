@@ -126,22 +126,24 @@ def _best(
     model: Any,
     config: DecodingConfig,
     rules: Rules,
-    features: tf.Tensor,
-    state: Any,
+    logits_of: Callable[..., tf.Tensor],
     tokens: tf.Tensor,
     position: tf.Tensor,
     count: int,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-    """The best tokens that may come next of features (R, D): logits and tokens (R, count), and the sum over all."""
+    """The best tokens that may come next: logits and tokens (R, count), and the sum over all.
+
+    `logits_of` gives logits (V, R), of a slice of the tokens or of all.
+    """
     scored = config.scores or config.num_beams > 1
     if config.no_repeat_ngram:  # needs all logits at once
-        logits = model.logits_by_token(features, state)
+        logits = logits_of()
         total = log_sum(logits) if scored else None
         with tf.control_dependencies([total] if scored else []):  # before logits are overwritten
             logits = _allowed(config, rules, logits, tokens, position)
         return *top_tokens(logits, count), total
     return best_tokens(
-        functools.partial(model.logits_by_token, features, state),
+        logits_of,
         model.vocab_size,
         count,
         scored=scored,
@@ -197,10 +199,11 @@ def _one_by_one(
     def body(position: tf.Tensor, lanes: Lanes, state: Any) -> tuple[tf.Tensor, Lanes, Any]:
         last = tf.gather(lanes.tokens, position, axis=2)
         features, state = model.advance(last, position, state)
+        logits_of = functools.partial(model.logits_by_token, features, state)
         if config.sample:
-            token, chance = _drawn(model, config, rules, features, state, lanes.tokens, position, seed)
+            token, chance = _drawn(model, config, rules, logits_of, lanes.tokens, position, seed)
         else:
-            value, ids, total = _best(model, config, rules, features, state, lanes.tokens, position, 1)
+            value, ids, total = _best(model, config, rules, logits_of, lanes.tokens, position, 1)
             token, chance = ids[:, 0], value[:, 0] - (value[:, 0] if total is None else total)
         token, chance = (tf.reshape(part, (-1, config.lanes)) for part in (token, chance))
         forced = _forced(config, rules, position)[:, None]
@@ -239,14 +242,13 @@ def _drawn(
     model: Any,
     config: DecodingConfig,
     rules: Rules,
-    features: tf.Tensor,
-    state: Any,
+    logits_of: Callable[..., tf.Tensor],
     tokens: tf.Tensor,
     position: tf.Tensor,
     seed: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Random next tokens (R,) and their log probabilities."""
-    logits = model.logits_by_token(features, state)
+    logits = logits_of()
     total = log_sum(logits)
     with tf.control_dependencies([total]):  # before logits are overwritten
         logits = _allowed(config, rules, logits, tokens, position)
@@ -277,7 +279,8 @@ def beam_search(
     def body(position: tf.Tensor, lanes: Lanes, answers: Answers, state: Any) -> tuple[tf.Tensor, Lanes, Answers, Any]:
         last = tf.gather(lanes.tokens, position, axis=2)
         features, state = model.advance(last, position, state)
-        chances, ids = _continuations(model, config, rules, features, state, lanes, position, kept)
+        logits_of = functools.partial(model.logits_by_token, features, state)
+        chances, ids = _continuations(model, config, rules, logits_of, lanes, position, kept)
         sums, places = tf.math.top_k(chances, kept)  # of (B, K kept)
         parents = places // (chances.shape[1] // beams)
         token = tf.gather(ids, places, batch_dims=1)
@@ -314,15 +317,14 @@ def _continuations(
     model: Any,
     config: DecodingConfig,
     rules: Rules,
-    features: tf.Tensor,
-    state: Any,
+    logits_of: Callable[..., tf.Tensor],
     lanes: Lanes,
     position: tf.Tensor,
     kept: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The best continuations of each beam: sums of log probabilities and tokens, (B, K count)."""
     count = min(kept, model.vocab_size)
-    values, ids, total = _best(model, config, rules, features, state, lanes.tokens, position, count)
+    values, ids, total = _best(model, config, rules, logits_of, lanes.tokens, position, count)
     assert total is not None
     shape = (-1, config.num_beams, count)
     chances, ids = tf.reshape(values - total[:, None], shape), tf.reshape(ids, shape)

@@ -16,25 +16,25 @@ from nlp.models.token_choice import best_tokens, log_sum, random_tokens, top_tok
 from shared.runtime import seeded
 
 START, END, PAD = 1, 0, 1
+CONFIG = Seq2SeqConfig(
+    vocab_size=30,
+    hidden_size=16,
+    encoder_layers=1,
+    decoder_layers=1,
+    encoder_heads=2,
+    decoder_heads=2,
+    encoder_intermediate_size=16,
+    decoder_intermediate_size=16,
+    max_length=64,
+    tied_output=False,
+)
 _IDS = {"start_id": START, "end_ids": (END,), "pad_id": PAD}
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    config = Seq2SeqConfig(
-        vocab_size=30,
-        hidden_size=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_heads=2,
-        decoder_heads=2,
-        encoder_intermediate_size=16,
-        decoder_intermediate_size=16,
-        max_length=64,
-        tied_output=False,
-    )
     with seeded(0):
-        network = build_seq2seq(config)
+        network = build_seq2seq(CONFIG)
     rng = np.random.default_rng(0)
     for weight in network.trainable_variables:
         weight.assign(weight + 0.5 * rng.standard_normal(weight.shape))
@@ -371,18 +371,7 @@ def test_a_network_without_output_bias_answers_from_several_blocks(fields: dict[
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
-        config = Seq2SeqConfig(
-            vocab_size=5000,
-            hidden_size=8,
-            encoder_layers=1,
-            decoder_layers=1,
-            encoder_heads=2,
-            decoder_heads=2,
-            encoder_intermediate_size=8,
-            decoder_intermediate_size=8,
-            output_bias=False,
-        )
-        network = build_seq2seq(config)
+        network = build_seq2seq(CONFIG.replace(vocab_size=5000, output_bias=False))
     finally:
         keras.config.set_dtype_policy(before)
     decoded = found(network, **fields)
