@@ -66,8 +66,8 @@ class ImageSegmenterConfig(Config):
     dropout: float = option(0.0, "share of the last features dropped in training", minimum=0.0, maximum=0.95)
     region_loss: Literal["none", "dice", "lovasz"] = option("dice", "what is added to the cross-entropy")
     region_weight: float = option(0.5, "weight of the region loss", minimum=0.0)
-    class_weights: Literal["none", "balanced"] = option(
-        "none", "balanced: rare classes weigh more in the cross-entropy"
+    class_weights: Literal["none", "square_root", "balanced"] = option(
+        "none", "balanced: rare classes weigh more in the cross-entropy; square_root: by the root of that"
     )
     stretch: bool = option(False, "spread the values of each image over the whole range first (dark microscopy)")
     scale_jitter: float = option(1.5, "training images are enlarged or shrunk by up to this factor", minimum=1.0)
@@ -260,12 +260,12 @@ class ImageSegmenter(Pipeline):
             )
 
         set_head_only(False)
-        balanced = self.config.class_weights == "balanced"
+        power = {"none": 0.0, "square_root": 0.5, "balanced": 1.0}[self.config.class_weights]
         loss = functools.partial(
             network.loss,
             region=self.config.region_loss,
             region_weight=self.config.region_weight,
-            class_weights=self._balanced_weights(source) if balanced else None,
+            class_weights=self._balanced_weights(source) ** power if power else None,
             label_smoothing=training.label_smoothing,
         )
         stages = Stages(encode=self._encode_for_training, augment=self._varied)

@@ -110,7 +110,7 @@ class TestImageSegmenter(PipelineContract):
     "options",
     [
         {"decoder": "deeplab_v3_plus", "region_loss": "lovasz"},
-        {"stretch": True, "region_loss": "none"},
+        {"stretch": True, "region_loss": "none", "class_weights": "square_root"},
         {"view": "crop", "class_weights": "balanced", "region_loss": "none", "rotation": 20.0, "dropout": 0.1},
         {"view": "crop", "stretch": True, "decoder_stride": 1},
     ],

@@ -39,6 +39,45 @@ def test_all_ignored_is_finite(region):
     assert float(segmentation_loss(logits, tf.fill(masks.shape, IGNORED), region=region, region_weight=1.0)) == 0.0
 
 
+@pytest.mark.parametrize("region", ["none", "dice"])
+def test_sums_in_closed_form_are_those_of_single_operations(region):
+    logits, masks = _data()
+    holes = tf.where(tf.range(5)[None, None] < 2, IGNORED, masks)
+    weights = np.array([0.5, 2.0, 3.0], np.float32)
+
+    def by_single_operations(x: tf.Tensor) -> tf.Tensor:
+        counted = tf.not_equal(holes, IGNORED)
+        kept, answers = tf.boolean_mask(holes, counted), tf.boolean_mask(x, counted)
+        each = tf.gather(weights, kept)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(kept, answers) * each
+        loss = tf.reduce_sum(losses) / tf.reduce_sum(each)
+        if region == "none":
+            return loss
+        inside = tf.cast(counted, tf.float32)[..., None]
+        return loss + 0.7 * dice_loss(tf.nn.softmax(x) * inside, tf.one_hot(holes, 3))
+
+    def in_closed_form(x: tf.Tensor) -> tf.Tensor:
+        return segmentation_loss(x, holes, region=region, region_weight=0.7, class_weights=weights)
+
+    losses, gradients = [], []
+    for function in (by_single_operations, in_closed_form):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            losses.append(function(logits))
+        gradients.append(tape.gradient(losses[-1], logits).numpy())
+    assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-6)
+    np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_wrong_beyond_float32_is_finite_and_still_pulls():
+    logits, masks = tf.constant([[[[0.0, 200.0]]]]), tf.constant([[[0]]])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = segmentation_loss(logits, masks, region="dice", region_weight=0.5)
+    assert 80 < float(loss) < 90
+    np.testing.assert_allclose(tape.gradient(loss, logits), [[[[-1.0, 1.0]]]], atol=1e-6)
+
+
 def test_class_weights():
     logits, masks = _data()
     alone = tf.where(masks == 1, masks, IGNORED)
