@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from nlp.checkpoints import Kind
+    from nlp.models.window_function import WindowFunction
     from shared.export import Endpoint, ExportReport
     from shared.training import TrainingTask
     from shared.training_config import TrainingConfig
@@ -122,7 +123,7 @@ class TextClassifier(Pipeline):
         new_head = {"hidden_activation": "tanh", "dropout": self.config.dropout}
         self._text_model = TextModel(per_text=True, seed=self.config.seed, new_head=new_head)
         self._trained = False
-        self._predictor: Callable[[Arrays], np.ndarray] | None = None
+        self._predictor: WindowFunction | None = None
 
     @classmethod
     def from_preset(
@@ -269,7 +270,9 @@ class TextClassifier(Pipeline):
         validate = None
         if validation is not None:
             scored = self._scoring_batches(validation, validation_loading(options.training))
-            validate = functools.partial(self._score, scored)
+            validate = functools.partial(self._score, scored, settled=False)
+        if self._predictor is not None:
+            self._predictor.unsettle()
         history = run_training(self.training_task(train, options.training, validate=validate), options)
         self._trained = True
         return history
@@ -357,8 +360,10 @@ class TextClassifier(Pipeline):
         )
         return InputPipeline(as_source(data), stages, replace(loading, batch_size=_CHUNK))
 
-    def _score(self, batches: InputPipeline) -> Metrics:
-        answers = joined({"logits": self._logits(batch), "targets": batch["targets"]} for batch in batches.epoch())
+    def _score(self, batches: InputPipeline, *, settled: bool = True) -> Metrics:
+        answers = joined(
+            {"logits": self._logits(batch, settled=settled), "targets": batch["targets"]} for batch in batches.epoch()
+        )
         return measured_examples(batches, answers, self._measure)
 
     def _measure(self, answers: Arrays) -> Metrics:
@@ -367,14 +372,14 @@ class TextClassifier(Pipeline):
             return regression_scores(logits[:, 0], targets)
         return self._classes.score(self._probabilities(logits), targets)
 
-    def _logits(self, batch: Arrays, batch_size: int = 32) -> np.ndarray:
-        """Logits (B, K) float32 of texts in flat windows."""
-        from nlp.models.network import window_function
+    def _logits(self, batch: Arrays, batch_size: int = 32, *, settled: bool = True) -> np.ndarray:
+        """Logits (B, K) float32 of texts in flat windows; `settled`: the weights will stay as they are."""
+        from nlp.models.window_function import WindowFunction
 
         if self._predictor is None:
-            self._predictor = window_function(self.model)
+            self._predictor = WindowFunction(self.model)
         outputs = run_windows(
-            self._predictor,
+            self._predictor.settled(len(batch["mask"])) if settled else self._predictor,
             batch,
             limit=self.config.max_length,
             batch_size=batch_size,

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+    from nlp.models.window_function import WindowFunction
     from shared.export import ExportReport
     from shared.training import TrainingTask
     from shared.training_config import TrainingConfig
@@ -147,7 +148,7 @@ class EntityRecognizer(Pipeline):
         new_head = {"kind": "tokens", "dropout": self.config.dropout}
         self._text_model = TextModel(per_text=False, seed=self.config.seed, new_head=new_head)
         self._trained = False
-        self._predictor: Callable[[Arrays], np.ndarray] | None = None
+        self._predictor: WindowFunction | None = None
 
     @classmethod
     def from_preset(
@@ -303,7 +304,9 @@ class EntityRecognizer(Pipeline):
         validate = None
         if validation is not None:
             scored = self._scoring_batches(validation, validation_loading(options.training))
-            validate = functools.partial(self._score, scored)
+            validate = functools.partial(self._score, scored, settled=False)
+        if self._predictor is not None:
+            self._predictor.unsettle()
         history = run_training(self.training_task(train, options.training, validate=validate), options)
         self._trained = True
         return history
@@ -383,11 +386,11 @@ class EntityRecognizer(Pipeline):
             )
         return np.array([(numbers[kind], *place) for kind, *place in found], np.int32).reshape(-1, 3)
 
-    def _score(self, batches: InputPipeline) -> Metrics:
+    def _score(self, batches: InputPipeline, *, settled: bool = True) -> Metrics:
         answers = []
         for batch in batches.epoch():
             texts = len(batch["num_windows"])
-            found = [self._entity_numbers(spans) for spans, _ in self._found(batch)]
+            found = [self._entity_numbers(spans) for spans, _ in self._found(batch, settled=settled)]
             answers.append(
                 {
                     "num_true": np.bincount(batch["entities"][:, 0], minlength=texts),
@@ -407,15 +410,20 @@ class EntityRecognizer(Pipeline):
         parts, labels = np.split(spans, np.cumsum(counts)[:-1]), self.labels
         return [[(labels[kind], start, end) for kind, start, end in part.tolist()] for part in parts]
 
-    def _found(self, batch: Arrays, batch_size: int = 32) -> Iterator[tuple[list[EntitySpan], list[float]]]:
-        """For each text its entities (type, first word, word after the last) and their scores."""
-        from nlp.models.network import window_function
+    def _found(
+        self, batch: Arrays, batch_size: int = 32, *, settled: bool = True
+    ) -> Iterator[tuple[list[EntitySpan], list[float]]]:
+        """For each text its entities (type, first word, word after the last) and their scores.
+
+        `settled`: the weights will stay as they are.
+        """
+        from nlp.models.window_function import WindowFunction
 
         assert self.tags is not None
         if self._predictor is None:
-            self._predictor = window_function(self.model)
+            self._predictor = WindowFunction(self.model)
         outputs = run_windows(
-            self._predictor,
+            self._predictor.settled(len(batch["mask"])) if settled else self._predictor,
             batch,
             limit=self.config.max_length,
             batch_size=batch_size,
@@ -455,12 +463,12 @@ class EntityRecognizer(Pipeline):
         return recognizer
 
     def _export(self, path: Path, format: ExportFormat) -> ExportReport:
-        from nlp.models.network import window_function
         from nlp.models.serving import token_endpoint
+        from nlp.models.window_function import WindowFunction
         from shared.export import export_litert, export_onnx, export_saved_model
 
         batch = flat_windows([self._encode(worded_text(text)) for text in _SAMPLE_TEXTS])
-        model, endpoint = token_endpoint(self._text_model.require_network(), batch, window_function(self.model)(batch))
+        model, endpoint = token_endpoint(self._text_model.require_network(), batch, WindowFunction(self.model)(batch))
         if format == "litert":
             return export_litert(path, endpoint, track=[model])
         if format == "onnx":

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from nlp.models.crf import LinearChainCRF
 from nlp.models.encoder import EncoderConfig, build_encoder
 from nlp.models.heads import HeadConfig, build_head
-from shared.data import Arrays
 from shared.distribution import mean_over_batch
 from shared.losses import cross_entropy
 from shared.runtime import current_runtime, float32_policy, seeded
@@ -179,32 +177,6 @@ def tag_loss(
         )
 
     return loss
-
-
-def window_function(
-    model: keras.Model, outputs: Callable[[tf.Tensor], Any] | None = None
-) -> Callable[[Arrays], np.ndarray]:
-    """A compiled forward pass for NumPy batches (N, T) of any size: one trace serves all of them.
-
-    `outputs` is applied to the logits inside the graph.
-    """
-    ids = tf.TensorSpec((None, None), tf.int32)
-    signature = [ids, ids, tf.TensorSpec((None, None), tf.bool)]
-
-    def forward(token_ids: tf.Tensor, segment_ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-        inputs = dict(zip(INPUT_NAMES, (token_ids, segment_ids, mask), strict=True))
-        logits = tf.cast(model(inputs, training=False), tf.float32)
-        return logits if outputs is None else outputs(logits)
-
-    compiled = tf.function(forward, input_signature=signature, autograph=False, jit_compile=current_runtime().xla)
-    # Its one trace, called without a search for it: a millisecond less for each call.
-    trace = compiled.get_concrete_function()
-
-    def run(batch: Arrays) -> np.ndarray:
-        result: np.ndarray = trace(*(tf.convert_to_tensor(batch[key]) for key in INPUT_NAMES)).numpy()
-        return result
-
-    return run
 
 
 def float32_twin(network: TextNetwork) -> keras.Model:

@@ -64,3 +64,30 @@ def test_a_graph_of_unknown_lengths_keeps_the_shape_that_is_known():
 def test_features_that_are_all_equal_give_the_offset():
     layer, _ = pair()
     np.testing.assert_allclose(layer(tf.fill((3, 6), 7.0)), np.tile(BETA, (3, 1)), atol=1e-4)
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-5, 1e-3, 0.1])
+@pytest.mark.parametrize("shape", [(None, 6), (4, 6), (None, None, 6), (2, 2, 6)])
+def test_constant_weights_keep_their_epsilon(shape, epsilon):
+    """TensorFlow's optimizer of graphs takes another, .001, where it makes one operation of a normalisation."""
+    layer, keras_layer = pair(epsilon=epsilon)
+    x = tf.constant(RNG.normal(0.5, 0.01, [4, 6] if len(shape) == 2 else [2, 2, 6]).astype(np.float32))
+
+    @tf.function(input_signature=[tf.TensorSpec(shape)], autograph=False)
+    def answer(x: tf.Tensor) -> tf.Tensor:
+        outputs, _ = layer.stateless_call([tf.constant(GAMMA), tf.constant(BETA)], [], tf.nn.relu(x))
+        return tf.nn.relu(outputs)
+
+    np.testing.assert_allclose(answer(x), tf.nn.relu(keras_layer(x)), rtol=2e-4, atol=2e-4)
+
+
+def test_constant_weights_of_a_layer_in_16_bits_are_used_in_32():
+    layer, _ = pair("mixed_bfloat16")
+    x = tf.cast(RNG.normal(300.0, 1.0, (5, 6)), tf.bfloat16)
+
+    @tf.function(autograph=False)
+    def answer() -> tf.Tensor:
+        return layer.stateless_call([tf.constant(GAMMA), tf.constant(BETA)], [], x)[0]
+
+    assert answer().dtype == tf.bfloat16
+    np.testing.assert_allclose(tf.cast(answer(), tf.float32), tf.cast(layer(x), tf.float32), atol=0.03)

@@ -1,0 +1,122 @@
+"""Forward passes over windows of tokens; a network that no longer changes answers from a graph of constants.
+
+For each product oneDNN brings the weights into blocks, which takes longer than the product itself where few windows go
+through at once: of constants it does so only once. In 16 bits, where products are fast, that is half of the time.
+
+Shapes: N windows, T tokens, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from nlp.models.network import INPUT_NAMES
+from shared.data import Arrays
+from shared.runtime import current_runtime
+
+# Making the graph of constants takes as long as so many windows of a small network.
+_ENOUGH_WINDOWS = 1024
+# Graphs are kept by TensorFlow as messages of less than 2 GiB, of which there are several while one is made.
+_MOST_BYTES = 512 * 2**20
+
+
+class WindowFunction:
+    """A compiled forward pass of `model` for NumPy batches (N, T) of any size: one trace serves all of them.
+
+    Called, it computes with the model's weights as they are then. `settled` gives what to call for many windows in a
+    row, during which the weights stay as they are.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._model = model
+        self._by_variables = self._compiled(lambda inputs: model(inputs, training=False), xla=current_runtime().xla)
+        self._weights: list[tf.Tensor] = []
+        self._windows = 0
+        self._by_constants: Callable[..., tf.Tensor] | None = None
+        self._read: Callable[[], list[tf.Tensor]] | None = None
+
+    def __call__(self, batch: Arrays) -> np.ndarray:
+        """`token_ids`, `segment_ids` and `mask` (N, T) -> logits float32 (N, K), or (N, T, K)."""
+        return _result(self._by_variables, batch)
+
+    def settled(self, num_windows: int) -> Callable[[Arrays], np.ndarray]:
+        """What to call for the next `num_windows` windows: after many with the same weights, a graph of constants."""
+        if not self._may_settle():
+            return self
+        weights = self._present_weights()
+        if not _are_same(weights, self._weights):
+            self._weights, self._windows, self._by_constants = weights, 0, None
+        self._windows += num_windows
+        if self._by_constants is None and self._windows >= _ENOUGH_WINDOWS:
+            self._by_constants = self._compiled(self._constant_model(), xla=False)
+        if self._by_constants is None:
+            return self
+        return lambda batch: _result(self._by_constants, batch)
+
+    def unsettle(self) -> None:
+        """Keep nothing of the weights: they are about to change."""
+        self._weights, self._windows, self._by_constants = [], 0, None
+
+    def _compiled(self, model: Callable[[dict[str, tf.Tensor]], tf.Tensor], *, xla: bool) -> Callable[..., tf.Tensor]:
+        ids = tf.TensorSpec((None, None), tf.int32)
+        signature = [ids, ids, tf.TensorSpec((None, None), tf.bool)]
+
+        def forward(token_ids: tf.Tensor, segment_ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+            inputs = dict(zip(INPUT_NAMES, (token_ids, segment_ids, mask), strict=True))
+            return tf.cast(model(inputs), tf.float32)
+
+        compiled = tf.function(forward, input_signature=signature, autograph=False, jit_compile=xla)
+        # Its one trace, called without a search for it: a millisecond less for each call.
+        trace: Callable[..., tf.Tensor] = compiled.get_concrete_function()
+        return trace
+
+    def _may_settle(self) -> bool:
+        """Whether constants gain anything (with 32 bits the products themselves take the time), and have room."""
+        if self._model.compute_dtype != "bfloat16" or current_runtime().few_shapes:
+            return False
+        return sum(int(np.prod(weight.shape)) * 4 for weight in self._model.weights) <= _MOST_BYTES
+
+    def _present_weights(self) -> list[tf.Tensor]:
+        """The values of all variables, without copies: while these are kept, TensorFlow writes new ones elsewhere."""
+        if self._read is None:
+            variables = list(self._model.variables)
+            read = tf.function(lambda: [tf.convert_to_tensor(v.value) for v in variables], autograph=False)
+            self._read = read.get_concrete_function()
+        values: list[tf.Tensor] = self._read()
+        return values
+
+    def _constant_model(self) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
+        model = self._model
+        values = dict(zip((id(v) for v in model.variables), self._weights, strict=True))
+
+        def answer(inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+            trainable, others = (
+                [tf.constant(values[id(variable)].numpy()) for variable in variables]
+                for variables in (model.trainable_variables, model.non_trainable_variables)
+            )
+            logits: tf.Tensor = model.stateless_call(trainable, others, inputs, training=False)[0]
+            return logits
+
+        return answer
+
+
+def _result(trace: Callable[..., tf.Tensor] | None, batch: Arrays) -> np.ndarray:
+    assert trace is not None
+    result: np.ndarray = trace(*(tf.convert_to_tensor(batch[key]) for key in INPUT_NAMES)).numpy()
+    return result
+
+
+def _are_same(values: list[tf.Tensor], others: list[tf.Tensor]) -> bool:
+    """Whether tensors of the CPU lie in the same places: those that are kept do not change."""
+    return len(values) == len(others) and all(
+        _place(value) == _place(other) for value, other in zip(values, others, strict=True)
+    )
+
+
+def _place(tensor: tf.Tensor) -> int:
+    place: int = np.asarray(memoryview(tensor)).__array_interface__["data"][0]
+    return place
