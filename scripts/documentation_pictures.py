@@ -36,7 +36,7 @@ def shapes(_: argparse.Namespace) -> None:
     from vision import ImageSegmenter, ImageSegmenterConfig, ObjectDetector, ObjectDetectorConfig
 
     frame: dict[str, Any] = {"image_height": 96, "image_width": 96, "scale_jitter": 1.2, "hue": 0.0}
-    training = TrainingConfig(epochs=16, batch_size=12, learning_rate=0.004, clip_norm=5.0)
+    training = TrainingConfig(epochs=48, batch_size=12, learning_rate=0.004, clip_norm=5.0)
     boxes, masks = (shape_scenes(300, masks=with_masks) for with_masks in (False, True))
     detector = ObjectDetector(ObjectDetectorConfig(width=16, pyramid_channels=32, head_depth=1, **frame))
     detector.fit(boxes.take(range(240)), training=training)

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from shared.examples import Examples
 
-CLASSES = ("ground", "square", "disc", "triangle")
+CLASSES = ("background", "square", "disc", "triangle")
 _SIZE = 96
 
 
