@@ -229,9 +229,11 @@ def write_network(directory: Path | str, network: TextNetwork, *, labels: Sequen
     """As `write_hugging_face`, for the network of a pipeline; one trained from scratch is written as BERT.
 
     Raises:
-        ValueError: for what no family can express: a recurrent network, a conditional random field.
+        ValueError: for what no family can express: a recurrent network, a conditional random field, a mean over tokens.
     """
     architecture = network.architecture
+    if architecture.get("token_pooling") == "mean":
+        raise ValueError("Checkpoints of Hugging Face look at a text's first token; use `save` for a mean over tokens.")
     if architecture["kind"] != "transformer" or architecture.get("crf"):
         if architecture["kind"] == "decoder":
             raise ValueError(f"{architecture['family']} networks are read from Hugging Face, not written; use `save`.")

@@ -66,6 +66,10 @@ class TextClassifierConfig(Config):
     )
     max_windows: int = option(4, "windows of a long text used in training; answers use all", minimum=1)
     window_pooling: Literal["mean", "max"] = option("mean", "how the logits of a text's windows become one")
+    token_pooling: Literal["first", "mean"] = option(
+        "first",
+        "what of a transformer stands for a text under a new head: its first token, or the mean over its tokens",
+    )
     encoder: Literal["transformer", "gru", "lstm"] = option("transformer", "network trained from scratch")
     vocab_size: int = option(8000, "largest vocabulary of a tokenizer learned from the training set", minimum=100)
     lower_case: bool = option(True, "a tokenizer learned from the training set ignores case and accents")
@@ -83,6 +87,10 @@ class TextClassifierConfig(Config):
             raise ValueError("`multi_label` and `regression` exclude each other: targets are labels or numbers.")
         if self.labels and self.regression:
             raise ValueError("`labels` and `regression` exclude each other: targets are labels or numbers.")
+        if self.token_pooling != "first" and self.encoder != "transformer":
+            raise ValueError(
+                f"`token_pooling` {self.token_pooling} would have no effect: a {self.encoder} takes the largest."
+            )
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"`hidden_size` must be a multiple of `num_heads`; received {self.hidden_size} and {self.num_heads}."
@@ -153,7 +161,7 @@ class TextClassifier(Pipeline):
         require_kept(ref, config_fields, dict.fromkeys(SCRATCH_FIELDS))
         if keep_head:
             own_kind = {"multi_label": preset.kind == "multi_label", "regression": preset.kind == "regression"}
-            require_kept(ref, config_fields, own_kind, head=True)
+            require_kept(ref, config_fields, own_kind | {"token_pooling": "first"}, head=True)
         fields: dict[str, Any] = {
             "max_length": min(TextClassifierConfig().max_length, preset.max_length),
             **config_fields,
@@ -165,7 +173,13 @@ class TextClassifier(Pipeline):
         classifier = cls(TextClassifierConfig.from_dict(fields))
         require_room(ref, preset, classifier.config.max_length)
         classifier._start_from(
-            TextModel.from_checkpoint(preset, per_text=True, keep_head=keep_head, seed=classifier.config.seed),
+            TextModel.from_checkpoint(
+                preset,
+                per_text=True,
+                keep_head=keep_head,
+                seed=classifier.config.seed,
+                token_pooling=classifier.config.token_pooling,
+            ),
             ref,
             keep_head=keep_head,
         )
@@ -183,7 +197,7 @@ class TextClassifier(Pipeline):
     def _from_saved(cls, saved: Self, ref: str | Path, labels: Any, config_fields: Mapping[str, Any]) -> Self:
         """A saved classifier as a starting point: with its head, or for other labels without it."""
         own = saved.config.to_dict()
-        require_kept(ref, config_fields, {name: own[name] for name in SCRATCH_FIELDS})
+        require_kept(ref, config_fields, {name: own[name] for name in (*SCRATCH_FIELDS, "token_pooling")})
         if labels is None:
             require_kept(ref, config_fields, {name: own[name] for name in ("multi_label", "regression")}, head=True)
         config = saved.config.to_dict() | dict(config_fields)

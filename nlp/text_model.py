@@ -45,11 +45,20 @@ class TextModel:
     _preset: Pretrained | None = field(default=None, repr=False)
 
     @classmethod
-    def from_checkpoint(cls, preset: Pretrained, *, per_text: bool, keep_head: bool, seed: int) -> Self:
-        """The encoder of a checkpoint with its tokenizer, and with its head or without."""
+    def from_checkpoint(
+        cls, preset: Pretrained, *, per_text: bool, keep_head: bool, seed: int, token_pooling: str = "first"
+    ) -> Self:
+        """The encoder of a checkpoint with its tokenizer, and with its head or without.
+
+        Raises:
+            ValueError: for another `token_pooling` than "first" where it would have no effect.
+        """
         from nlp.models.network import build_network
 
         architecture = preset.architecture(per_text=per_text)
+        if token_pooling != "first":
+            _require_transformer(architecture["kind"], token_pooling)
+            architecture["token_pooling"] = token_pooling
         if keep_head:
             assert preset.head_config is not None
             assert preset.labels is not None
@@ -198,6 +207,11 @@ def require_room(ref: str | Path, preset: Pretrained, max_length: int) -> None:
     """
     if max_length > preset.max_length:
         raise ValueError(f"{ref} takes at most {preset.max_length} tokens; received `max_length` {max_length}.")
+
+
+def _require_transformer(kind: str, token_pooling: str) -> None:
+    if kind != "transformer":
+        raise ValueError(f"`token_pooling` {token_pooling} would have no effect: a {kind} has a pooling of its own.")
 
 
 def _head_kind(per_text: bool) -> HeadKind:

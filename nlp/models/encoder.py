@@ -96,13 +96,16 @@ class EncoderConfig(Config):
         return self.num_weight_groups or self.num_layers
 
 
-def build_encoder(config: EncoderConfig, *, first_token_only: bool = False) -> keras.Model:
+def build_encoder(
+    config: EncoderConfig, *, first_token_only: bool = False, mean_over_tokens: bool = False
+) -> keras.Model:
     """{"token_ids" int32, "segment_ids" int32, "mask" bool}, each (B, T) -> (B, T, D).
 
     Args:
         config: what to build.
         first_token_only: give position 0 alone, (B, 1, D), and spare the last layer the others; same weights, same
             numbers. That is all a classification head looks at.
+        mean_over_tokens: give the mean over real tokens, (B, 1, D), in its place.
     """
     inputs = {
         "token_ids": keras.Input((None,), dtype="int32", name="token_ids"),
@@ -126,7 +129,22 @@ def build_encoder(config: EncoderConfig, *, first_token_only: bool = False) -> k
             x = _side_convolution(config)(embedded, x, real)
     if first_token_only and config.conv_size and config.num_layers == 1:
         x = x[:, :1]
+    if mean_over_tokens:
+        x = MeanOverTokens(name="mean")(x, real)
     return keras.Model(inputs, x, name="encoder")
+
+
+class MeanOverTokens(keras.layers.Layer):
+    """Features (B, T, D) and mask (B, T) -> (B, 1, D): the mean over real tokens, computed in float32; 0 without any.
+
+    What Sentence-BERT takes for a text (Reimers and Gurevych 2019, arXiv:1908.10084, section 3).
+    """
+
+    def call(self, features: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """Give the means."""
+        weights = tf.expand_dims(tf.cast(mask, tf.float32), -1)
+        total = tf.reduce_sum(tf.cast(features, tf.float32) * weights, axis=1, keepdims=True)
+        return tf.cast(total / tf.maximum(tf.reduce_sum(weights, axis=1, keepdims=True), 1.0), self.compute_dtype)
 
 
 def _embeddings(config: EncoderConfig) -> Embeddings:

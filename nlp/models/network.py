@@ -61,8 +61,8 @@ def build_network(architecture: dict[str, Any], *, seed: int) -> TextNetwork:
     """The network that `architecture` describes, with weights drawn from `seed`.
 
     `architecture` has `kind` ("transformer", "recurrent" or "decoder"), `encoder` (the fields of its config),
-    `per_text` (features for each text, not each token), and for a network with a head `head` (fields of a `HeadConfig`)
-    and `num_labels`.
+    `per_text` (features for each text, not each token), for a transformer maybe `token_pooling` ("first", which is left
+    out, or "mean"), and for a network with a head `head` (fields of a `HeadConfig`) and `num_labels`.
     """
     with current_runtime().scope(), seeded(seed):
         encoder = _encoder(architecture)
@@ -78,7 +78,9 @@ def _encoder(architecture: dict[str, Any]) -> keras.Model:
 
         return build_decoder(architecture["family"], architecture["encoder"])
     if architecture["kind"] == "transformer":
-        return build_encoder(EncoderConfig.from_dict(architecture["encoder"]), first_token_only=per_text)
+        mean = per_text and architecture.get("token_pooling") == "mean"
+        config = EncoderConfig.from_dict(architecture["encoder"])
+        return build_encoder(config, first_token_only=per_text and not mean, mean_over_tokens=mean)
     from nlp.models.recurrent import RecurrentConfig, build_recurrent_encoder
 
     encoder = build_recurrent_encoder(RecurrentConfig.from_dict(architecture["encoder"]))
@@ -116,7 +118,8 @@ def scratch_architecture(config: Any, vocab_size: int, *, per_text: bool) -> dic
         "max_length": config.max_length,
         "attention_dropout": config.dropout,
     }
-    return {"kind": "transformer", "encoder": encoder, "per_text": per_text}
+    pooling = {"token_pooling": "mean"} if per_text and config.token_pooling == "mean" else {}
+    return {"kind": "transformer", "encoder": encoder, "per_text": per_text, **pooling}
 
 
 def _inputs() -> dict[str, keras.KerasTensor]:

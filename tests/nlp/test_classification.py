@@ -82,6 +82,31 @@ def test_recurrent_networks_learn(encoder: Any, tmp_path: Path) -> None:
         classifier.save_hugging_face(tmp_path / "exported")
 
 
+def test_a_mean_over_tokens_learns_from_scratch_and_over_a_checkpoint(fitted: TextClassifier, tmp_path: Path) -> None:
+    fitted.save_hugging_face(tmp_path / "checkpoint")
+    classifiers = [
+        TextClassifier(TextClassifierConfig(**TINY, token_pooling="mean")),
+        TextClassifier.from_preset(tmp_path / "checkpoint", labels="from_data", token_pooling="mean"),
+    ]
+    texts = ["a fine film", "cold, slow and awful " * 200]
+    for number, classifier in enumerate(classifiers):
+        classifier.fit(reviews(), training=TRAINING)
+        assert classifier.evaluate(reviews())["accuracy"] > 0.9
+        classifier.save(tmp_path / f"saved{number}")
+        again = TextClassifier.load(tmp_path / f"saved{number}")
+        np.testing.assert_array_equal(
+            again._logits(again._exported(texts)[0]), classifier._logits(again._exported(texts)[0])
+        )
+        with pytest.raises(ValueError, match="look at a text's first token"):
+            classifier.save_hugging_face(tmp_path / "exported")
+    with pytest.raises(ValueError, match="`token_pooling` cannot be 'mean'"):
+        TextClassifier.from_preset(tmp_path / "checkpoint", token_pooling="mean")
+    with pytest.raises(ValueError, match="`token_pooling` cannot be 'first'"):
+        TextClassifier.from_preset(tmp_path / "saved0", labels=["x", "y"], token_pooling="first")
+    with pytest.raises(ValueError, match="no effect: a gru takes the largest"):
+        TextClassifierConfig(encoder="gru", token_pooling="mean")
+
+
 def test_pairs_of_texts() -> None:
     pairs = [(left, right) for left in GOOD + BAD for right in (GOOD[1], BAD[1])]
     labels = ["good" if right in GOOD else "bad" for _, right in pairs]

@@ -107,6 +107,17 @@ def test_the_first_token_alone_is_the_same(encoder: keras.Model, config: Encoder
     np.testing.assert_allclose(received, np.asarray(encoder(inputs))[:, :1], atol=1e-5)
 
 
+def test_the_mean_is_that_of_real_tokens(encoder: keras.Model, config: EncoderConfig) -> None:
+    mean = build_encoder(config, mean_over_tokens=True)
+    mean.set_weights(encoder.get_weights())
+    inputs = batch(9, 4, 0)
+    whole, received = np.asarray(encoder(inputs)), np.asarray(mean(inputs))
+    assert received.shape == (3, 1, 16)
+    for row, length in enumerate((9, 4)):
+        np.testing.assert_allclose(received[row, 0], whole[row, :length].mean(axis=0), atol=1e-5)
+    assert not received[2].any()
+
+
 def test_first_token_with_a_convolution_beside_the_only_layer() -> None:
     config = CONFIGS["deberta_v2"].replace(num_layers=1)
     encoder, first = with_random_weights(build_encoder(config)), build_encoder(config, first_token_only=True)
