@@ -1,7 +1,8 @@
-"""Forward passes over windows of tokens; a network that no longer changes answers from a graph of constants.
+"""Forward passes over windows of tokens; a network that no longer changes answers with constants for weights.
 
 For each product oneDNN brings the weights into blocks, which takes longer than the product itself where few windows go
 through at once: of constants it does so only once. In 16 bits, where products are fast, that is half of the time.
+TensorFlow keeps a graph several times over, so only what gains by it becomes constant: kernels, in 16 bits, and norms.
 
 Shapes: N windows, T tokens, K classes.
 """
@@ -14,14 +15,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from nlp.models.layers import Linear
 from nlp.models.network import INPUT_NAMES
 from shared.data import Arrays
+from shared.normalization import FastLayerNormalization
 from shared.runtime import current_runtime
 
-# Making the graph of constants takes as long as so many windows of a small network.
+# Making the graph with constants takes as long as so many windows of a small network.
 _ENOUGH_WINDOWS = 1024
-# Graphs are kept by TensorFlow as messages of less than 2 GiB, of which there are several while one is made.
-_MOST_BYTES = 512 * 2**20
+# Of kernels in 16 bits; the graph takes some ten times as much.
+_MOST_BYTES = 64 * 2**20
 
 
 class WindowFunction:
@@ -78,7 +81,8 @@ class WindowFunction:
         """Whether constants gain anything (with 32 bits the products themselves take the time), and have room."""
         if self._model.compute_dtype != "bfloat16" or current_runtime().few_shapes:
             return False
-        return sum(int(np.prod(weight.shape)) * 4 for weight in self._model.weights) <= _MOST_BYTES
+        kernels = [layer.kernel for layer in self._model._flatten_layers() if _is_product(layer)]
+        return bool(kernels) and sum(2 * int(np.prod(kernel.shape)) for kernel in kernels) <= _MOST_BYTES
 
     def _present_weights(self) -> list[tf.Tensor]:
         """The values of all variables, without copies: while these are kept, TensorFlow writes new ones elsewhere."""
@@ -90,18 +94,30 @@ class WindowFunction:
         return values
 
     def _constant_model(self) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
+        """The model in whose place `_weights` are used, those that gain by it as constants."""
         model = self._model
-        values = dict(zip((id(v) for v in model.variables), self._weights, strict=True))
+        present = dict(zip((id(v) for v in model.variables), self._weights, strict=True))
+
+        def constant(variable: keras.Variable, dtype: tf.DType) -> tf.Tensor:
+            return tf.constant(present[id(variable)].numpy().astype(dtype.as_numpy_dtype))
 
         def answer(inputs: dict[str, tf.Tensor]) -> tf.Tensor:
-            trainable, others = (
-                [tf.constant(values[id(variable)].numpy()) for variable in variables]
-                for variables in (model.trainable_variables, model.non_trainable_variables)
-            )
-            logits: tf.Tensor = model.stateless_call(trainable, others, inputs, training=False)[0]
+            with keras.StatelessScope() as scope:
+                for layer in model._flatten_layers():
+                    if _is_product(layer) or isinstance(layer, FastLayerNormalization):
+                        for variable in layer.weights:
+                            kernel = _is_product(layer) and variable is layer.kernel
+                            # Not as an argument of the scope, which would bring 16 bits back to 32.
+                            dtype = tf.bfloat16 if kernel else tf.float32
+                            scope.state_mapping[id(variable)] = constant(variable, dtype)
+                logits: tf.Tensor = model(inputs, training=False)
             return logits
 
         return answer
+
+
+def _is_product(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, Linear) and layer.compute_dtype == "bfloat16"
 
 
 def _result(trace: Callable[..., tf.Tensor] | None, batch: Arrays) -> np.ndarray:
