@@ -56,9 +56,8 @@ class WindowFunction:
         self._windows += num_windows
         if self._by_constants is None and self._windows >= _ENOUGH_WINDOWS:
             self._by_constants = self._compiled(self._constant_model(), xla=False)
-        if self._by_constants is None:
-            return self
-        return lambda batch: _result(self._by_constants, batch)
+        trace = self._by_constants
+        return self if trace is None else lambda batch: _result(trace, batch)
 
     def unsettle(self) -> None:
         """Keep nothing of the weights: they are about to change."""
@@ -120,8 +119,7 @@ def _is_product(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, Linear) and layer.compute_dtype == "bfloat16"
 
 
-def _result(trace: Callable[..., tf.Tensor] | None, batch: Arrays) -> np.ndarray:
-    assert trace is not None
+def _result(trace: Callable[..., tf.Tensor], batch: Arrays) -> np.ndarray:
     result: np.ndarray = trace(*(tf.convert_to_tensor(batch[key]) for key in INPUT_NAMES)).numpy()
     return result
 

@@ -70,6 +70,16 @@ def test_it_settles_after_many_windows_and_answers_alike(function: WindowFunctio
         np.testing.assert_allclose(answers, function(inputs), atol=0.03 * np.abs(answers).max())
 
 
+def test_kernels_are_constants_in_16_bits_and_tables_stay_variables(function: WindowFunction):
+    assert is_settled(function, 10)
+    assert function._by_constants is not None
+    constants = [op.outputs[0] for op in function._by_constants.graph.get_operations() if op.type == "Const"]
+    kernels = [c for c in constants if c.dtype == tf.bfloat16 and c.shape.rank == 2]
+    # Of two layers: query, key and value together, output, and the two of the feed-forward part; that of the head.
+    assert len(kernels) == 2 * 4 + 1
+    assert max(c.shape.num_elements() for c in constants if c.dtype == tf.float32) <= 3 * 16
+
+
 def test_changed_weights_are_noticed(function: WindowFunction, model: keras.Model):
     inputs = batch()
     before = function.settled(10)(inputs)
