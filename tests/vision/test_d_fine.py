@@ -118,10 +118,10 @@ def test_its_loss_reaches_every_part_with_other_classes(hub, caplog):
 def test_it_trains_with_other_classes_shows_map_saves_and_exports(hub, tmp_path):
     directory, data = hub[0], shapes(8)
     detector = ObjectDetector.from_preset(directory, labels="from_data", **_FRAME)
-    training = TrainingConfig(epochs=2, batch_size=4, learning_rate=2e-3, warmup=0.0)
+    training = TrainingConfig(epochs=10, batch_size=4, learning_rate=2e-3, warmup=0.0)
     history = detector.fit(data, data, training=training)
     assert all("validation_map_50" in record for record in history.records)
-    assert history.losses[-1] < history.losses[0]
+    assert history.losses[-1] < 0.8 * history.losses[0]
     detector.save(tmp_path / "model")
     loaded = ObjectDetector.load(tmp_path / "model")
     images = list(data.inputs)
