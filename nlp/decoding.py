@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shared.config import Config, option
+from shared.runtime import current_runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,24 +124,24 @@ def decode(
     if not len(source_ids):
         empty = np.zeros((0, config.num_answers), np.int32)
         return Decoded(np.zeros((0, config.num_answers, 0), np.int32), empty, empty.astype(np.float32))
-    search = search_function(model, config)
+    search = search_function(model, config, xla=current_runtime().xla)
     token_ids, lengths, scores = search(source_ids, mask, prefix, np.int32(config.seed))
     lengths = lengths.numpy()
     return Decoded(token_ids.numpy()[:, :, : lengths.max()], lengths, scores.numpy())
 
 
-def search_function(model: Any, config: DecodingConfig) -> Callable[..., Any]:
+def search_function(model: Any, config: DecodingConfig, *, xla: bool = False) -> Callable[..., Any]:
     """The graph of a search, a `tf.function` made once for each model and config.
 
     It takes source ids (B, S) int32, mask (B, S) bool, prefix (B, P) int32 and a seed int32, all of any size, and gives
-    token ids (B, N, `max_length`), lengths and scores (B, N). Dimensions stay open: on CPUs the plain graph is quicker
-    than XLA, which would want a new one for each shape.
+    token ids (B, N, `max_length`), lengths and scores (B, N). With `xla`, the steps of transformers are compiled, for
+    each size of batch and source anew: that pays where many batches have the same sizes.
     """
     from nlp.models.search import build_search
 
     # In the model's own dictionary: the graph refers to the model, and both go together. Keras need not track it.
-    made: dict[DecodingConfig, Callable[..., Any]] = model.__dict__.setdefault("_search_functions", {})
-    key = config.replace(seed=0)
+    made: dict[tuple[DecodingConfig, bool], Callable[..., Any]] = model.__dict__.setdefault("_search_functions", {})
+    key = (config.replace(seed=0), xla)
     if key not in made:
-        made[key] = build_search(model, key)
+        made[key] = build_search(model, key[0], xla=xla)
     return made[key]

@@ -7,6 +7,7 @@ weights (ours, written as a Hugging Face Marian directory), the same sources and
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -22,6 +23,7 @@ import numpy as np
 from experiment import ROOT, peer_process
 
 from nlp.decoding import DecodingConfig, decode
+from shared.runtime import activated, current_runtime
 from shared.training_config import TrainingConfig
 
 # An OPUS-MT model.
@@ -33,12 +35,14 @@ _LONGER = 120
 def translation_decode(repeats: int) -> dict[str, Any]:
     """Tokens/s of greedy search and of four beams, beside transformers' `generate`; time for longer targets; memory.
 
+    Ours also with XLA, which compiles while it warms up.
+
     No target ends early: the end token is banned until the last step.
     """
     from benchmark import measured
 
     decoding = _TimedModel("float32")
-    result = decoding.compared({"transformers generate": "float32"}, repeats)
+    result = decoding.compared({"transformers generate": "float32"}, repeats, with_xla=True)
     lengths = {str(length): functools.partial(decoding.ours, 1, length) for length in (_LENGTH, _LONGER)}
     by_length = measured(lengths, repeats)
     result["figures"] |= {
@@ -65,17 +69,21 @@ class _TimedModel:
         self.last: dict[str, np.ndarray] = {}
         self.peaks: dict[str, int] = {}
 
-    def ours(self, beams: int, length: int = _LENGTH) -> float:
+    def ours(self, beams: int, length: int = _LENGTH, *, xla: bool = False) -> float:
+        compiling = activated(dataclasses.replace(current_runtime(), xla=True)) if xla else contextlib.nullcontext()
         start = time.perf_counter()
-        self.last["triptych"] = decode(self.model, self.source_ids, self.mask, _decoding(beams, length)).token_ids[:, 0]
-        return _BATCH * length / (time.perf_counter() - start)
+        with compiling:
+            found = decode(self.model, self.source_ids, self.mask, _decoding(beams, length))
+        seconds = time.perf_counter() - start
+        self.last["triptych with XLA" if xla else "triptych"] = found.token_ids[:, 0]
+        return _BATCH * length / seconds
 
     def theirs(self, name: str, peer: Callable[..., dict[str, Any]], beams: int) -> float:
         answer = peer(beams=beams, length=_LENGTH)
         self.last[name], self.peaks[name] = np.asarray(answer["tokens"]), answer["peak_mib"]
         return _BATCH * _LENGTH / float(answer["seconds"])
 
-    def compared(self, peers: dict[str, str], repeats: int) -> dict[str, Any]:
+    def compared(self, peers: dict[str, str], repeats: int, *, with_xla: bool = False) -> dict[str, Any]:
         """Rates, ratios and memory; `peers` maps names to the precision that each computes in."""
         from benchmark import measured, ratios
 
@@ -86,16 +94,18 @@ class _TimedModel:
             arrays = {"source_ids": self.source_ids, "mask": self.mask}
             started = {name: stack.enter_context(_peer(self.model, arrays, kind)) for name, kind in peers.items()}
             for beams, search in ((1, "greedy"), (4, "beam 4")):
-                sides = {f"triptych, {search}": functools.partial(self.ours, beams)}
+                own = {"triptych": False, **({"triptych with XLA": True} if with_xla else {})}
+                sides = {f"{name}, {search}": functools.partial(self.ours, beams, xla=xla) for name, xla in own.items()}
                 for name, (peer, _) in started.items():
                     sides[f"{name}, {search}"] = functools.partial(self.theirs, name, peer, beams)
                 rates = measured(sides, repeats)
                 result["rates"] |= rates
-                result["ratios"] |= ratios(rates, f"triptych, {search}")
+                for name in own:
+                    result["ratios"] |= ratios(rates, f"{name}, {search}")
                 for name, kind in peers.items():
                     if kind == self.precision:  # rounded otherwise, random weights choose other tokens
-                        same = float(np.mean(self.last["triptych"] == self.last[name]))
-                        result["figures"][f"share of equal tokens, {search}"] = same
+                        equal = [float(np.mean(self.last[side] == self.last[name])) for side in own]
+                        result["figures"][f"share of equal tokens, {search}"] = min(equal)
             _, directory = next(iter(started.values()))
             result["figures"]["peak memory, MiB"] = _own_peak(directory, self.precision)
         result["figures"] |= {f"peak memory of {name}, MiB": peak for name, peak in self.peaks.items()}

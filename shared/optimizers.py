@@ -229,7 +229,8 @@ def _per_variable(base: type[keras.optimizers.Optimizer]) -> type[keras.optimize
                 self.update_rows(gradient, variable, rate, self.decays[index])
                 return
             if self.decays[index]:
-                self.assign_sub(variable, variable * (rate * self.decays[index]))
+                # Not as a difference: of this product the variable takes the memory, in two accesses instead of five.
+                self.assign(variable, variable * (1 - rate * self.decays[index]))
             super().update_step(gradient, variable, rate)
 
     PerVariable.__name__ = base.__name__.removeprefix("_")

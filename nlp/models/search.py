@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
 
+from nlp.models.compiled_steps import CompiledSteps
+from nlp.models.seq2seq import Seq2SeqTransformer
 from nlp.models.token_choice import (
+    BLOCK,
     best_tokens,
     is_one_of,
     log_sum,
@@ -65,8 +68,11 @@ class Answers(NamedTuple):
     open: tf.Tensor
 
 
-def build_search(model: Any, config: DecodingConfig) -> Callable[..., Any]:
+def build_search(model: Any, config: DecodingConfig, *, xla: bool) -> Callable[..., Any]:
     """A `tf.function` of source ids, mask, prefix and seed; see `nlp.decoding.search_function`."""
+    # XLA cannot look for sequences that repeat themselves, and draws other random numbers.
+    if xla and isinstance(model, Seq2SeqTransformer) and not (config.sample or config.no_repeat_ngram):
+        model = CompiledSteps(model)
     signature = (
         tf.TensorSpec((None, None), tf.int32, name="source_ids"),
         tf.TensorSpec((None, None), tf.bool, name="mask"),
@@ -147,6 +153,7 @@ def _best(
         model.vocab_size,
         count,
         scored=scored,
+        block=model.vocab_size if isinstance(model, CompiledSteps) else BLOCK,
         banned=config.banned_ids,
         banned_in=(config.end_ids, _early(config, rules, position)) if config.min_length else None,
     )
@@ -224,7 +231,7 @@ def _one_by_one(
     lanes = _first_lanes(config, tf.shape(mask)[0])
     _, lanes, state = _loop(
         lambda position, lanes, state: (position < config.max_length) & ~tf.reduce_all(lanes.done),
-        body,
+        _turn(model, body),
         (tf.constant(0), lanes, state),
     )
     scores = _normalised(config, lanes.sums, lanes.lengths - rules.prefix_length[:, None])
@@ -308,7 +315,7 @@ def beam_search(
     answers = Answers(
         lanes.tokens, tf.fill(tf.shape(sums), _NOTHING), lanes.done, lanes.lengths, tf.ones_like(lanes.done[:, 0])
     )
-    _, _, answers, _ = _loop(goes_on, body, (tf.constant(0), lanes._replace(sums=sums), answers, state))
+    _, _, answers, _ = _loop(goes_on, _turn(model, body), (tf.constant(0), lanes._replace(sums=sums), answers, state))
     count = config.num_answers
     return answers.tokens[:, :count, 1:], answers.lengths[:, :count], answers.scores[:, :count]
 
@@ -367,6 +374,10 @@ def _with_open(config: DecodingConfig, rules: Rules, answers: Answers, sums: tf.
     best = _normalised(config, sums[:, :1], length)
     worst = tf.where(answers.there, tf.reduce_min(answers.scores, axis=1, keepdims=True), _NOTHING)
     return answers._replace(open=answers.open & tf.reduce_any(best > worst, axis=1))
+
+
+def _turn(model: Any, body: Callable[..., Any]) -> Callable[..., Any]:
+    return model.turn(body) if isinstance(model, CompiledSteps) else body
 
 
 def _loop(goes_on: Callable[..., Any], body: Callable[..., Any], start: tuple[Any, ...]) -> Any:

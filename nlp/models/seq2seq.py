@@ -67,21 +67,26 @@ class Seq2SeqTransformer(keras.Model):
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
         """Give the logits of all positions."""
-        source = self.encoder(
-            self.source_tokens(inputs["source_ids"]), tf.cast(inputs["source_mask"], tf.bool), training=training
-        )
-        x = self.decoder(
-            self.target_tokens(inputs["target_ids"]),
-            source,
-            tf.cast(inputs["source_mask"], tf.bool),
-            training=training,
-        )
+        mask = tf.cast(inputs["source_mask"], tf.bool)
+        source_rows, target_rows, table = self._embedded(inputs["source_ids"], inputs["target_ids"])
+        source = self.encoder(source_rows, mask, training=training)
+        x = self.decoder(target_rows, source, mask, training=training)
         rows = self._before_output(tf.reshape(x, (-1, self.config.hidden_size)))
-        table = tf.cast(tf.convert_to_tensor(self.output_tokens.table), rows.dtype)
-        logits = tf.cast(tf.matmul(rows, tf.transpose(table)), tf.float32)
+        logits = tf.cast(tf.matmul(rows, tf.transpose(tf.cast(table, rows.dtype))), tf.float32)
         if self.output_bias is not None:
             logits = tf.nn.bias_add(logits, tf.cast(self.output_bias, tf.float32))
         return tf.reshape(logits, (-1, length_of(x), self.config.target_size))
+
+    def _embedded(self, source_ids: tf.Tensor, target_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Rows of source and target, and the table that gives the logits: up to three times the same one."""
+        table = tf.convert_to_tensor(self.output_tokens.table)
+        if self.target_tokens is not self.output_tokens:
+            return self.source_tokens(source_ids), self.target_tokens(target_ids), table
+        target_rows, table = _rows_and_table(table, target_ids)
+        if self.source_tokens is not self.output_tokens:
+            return self.source_tokens(source_ids), target_rows, table
+        source_rows, table = _rows_and_table(table, source_ids)
+        return source_rows, target_rows, table
 
     def _before_output(self, rows: tf.Tensor) -> tf.Tensor:
         return rows * self.config.hidden_size**-0.5 if self.config.output_scale else rows
@@ -125,18 +130,30 @@ class Seq2SeqTransformer(keras.Model):
 
     def advance(self, token_ids: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
         """Token ids (B, K) at a position, the scalar number of steps so far -> features (R, D), and the next state."""
-        rows = tf.gather(tf.convert_to_tensor(self.target_tokens.table), tf.reshape(token_ids, (-1,)))
-        return self.decoder.step(rows, position, state)
+        return self.decoder.step(self.last_rows(token_ids), position, self.decoder.with_room(position, state))
+
+    def last_rows(self, token_ids: tf.Tensor) -> tf.Tensor:
+        """Token ids (B, K) -> their rows (R, D) of the target's table."""
+        return tf.gather(tf.convert_to_tensor(self.target_tokens.table), tf.reshape(token_ids, (-1,)))
 
     def logits_by_token(self, features: tf.Tensor, state: DecoderState, tokens: slice = slice(None)) -> tf.Tensor:
         """Features (R, D) -> logits (V, R) of all tokens or a range of them.
 
         One row for each token is quicker to compute than one for each text.
         """
+        return self.products(features, *self.output_of(state, tokens))
+
+    def output_of(self, state: DecoderState, tokens: slice) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """The rows (V, D) and biases (V,), if any, that give the logits of a range of tokens."""
         state.output.set_shape((self.vocab_size, self.config.hidden_size))  # which a loop has lost
-        rows = tf.cast(self._before_output(features), state.output.dtype)
-        logits = tf.cast(tf.matmul(state.output[tokens], rows, transpose_b=True), tf.float32)
-        return logits if self.output_bias is None else logits + tf.convert_to_tensor(self.output_bias)[tokens, None]
+        bias = None if self.output_bias is None else tf.convert_to_tensor(self.output_bias)[tokens]
+        return state.output[tokens], bias
+
+    def products(self, features: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+        """Features (R, D) and what `output_of` gives -> logits (V, R)."""
+        rows = tf.cast(self._before_output(features), table.dtype)
+        logits = tf.cast(tf.matmul(table, rows, transpose_b=True), tf.float32)
+        return logits if bias is None else logits + bias[:, None]
 
     def step(self, token_ids: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
         """As `advance`, with the logits (B, K, V) of the next token in the place of features."""
@@ -147,6 +164,21 @@ class Seq2SeqTransformer(keras.Model):
     def reorder(self, state: DecoderState, parents: tf.Tensor) -> DecoderState:
         """The state in which each lane goes on from another's past, `parents` int32 (B, K)."""
         return self.decoder.reorder(state, parents)
+
+
+@tf.custom_gradient  # type: ignore[untyped-decorator]
+def _rows_and_table(table: tf.Tensor, token_ids: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Any]:
+    """Rows (B, T, D) of a table (V, D) at int32 (B, T), and the table for those who use it whole.
+
+    The gradients of rows are added into that of the whole table where it lies. Left to itself, TensorFlow copies the
+    whole one for each use of the table and adds it up row by row.
+    """
+
+    def gradient(of_rows: tf.Tensor, of_table: tf.Tensor) -> tuple[tf.Tensor, None]:
+        places = tf.reshape(token_ids, (-1, 1))
+        return tf.tensor_scatter_nd_add(of_table, places, tf.reshape(of_rows, (-1, table.shape[1]))), None
+
+    return (tf.gather(table, token_ids), tf.identity(table)), gradient
 
 
 class TokenTable(keras.layers.Layer):

@@ -156,20 +156,33 @@ class Attention(keras.layers.Layer):
         self, x: tf.Tensor, kernels: Sequence[tf.Tensor], cache: Cache, position: tf.Tensor, penalty: tf.Tensor
     ) -> tuple[tf.Tensor, Cache]:
         """Columns (D, R) at `position` -> (D, R), and the cache with them; `penalty` is (B, 1 or H, K, L K)."""
-        lanes, size = penalty.shape[2], self.head_size
-        qkv = product(x, kernels[0], self.qkv.bias)
-        query, key, value = tf.unstack(self._lanes(qkv, 3, lanes))  # (B, H, K, d)
-        keys, values = (tf.reshape(part, (-1, lanes * size)) for part in (key, value))
-        length = tf.shape(penalty)[3] // lanes
-        rows = tf.range(tf.shape(keys)[0]) * length + position
-        cache = Cache(
-            tf.raw_ops.InplaceUpdate(x=cache.keys, i=rows, v=keys),
-            tf.raw_ops.InplaceUpdate(x=cache.values, i=rows, v=values),
-        )
-        # Lanes are more positions to look at: none is ever moved when beams change places, only the mask is.
-        shape = (-1, self.num_heads, length * lanes, size)
-        mixed, _ = self._mixed(query, tf.reshape(cache.keys, shape), tf.reshape(cache.values, shape), penalty)
-        return product(mixed, kernels[1], self.projection.bias), cache
+        lanes = penalty.shape[2]
+        query, key, value = self._projected(x, kernels, lanes)
+        cache = self.with_position(cache, self._rows_of(key, value), position, tf.shape(penalty)[3] // lanes)
+        mixed, _ = self._mixed(query, *self._by_head(cache, penalty), penalty)
+        return product(mixed, kernels[1], self.projection.bias, as_rows=True), cache
+
+    def step_apart(
+        self, x: tf.Tensor, kernels: Sequence[tf.Tensor], cache: Cache, penalty: tf.Tensor, own_penalty: tf.Tensor
+    ) -> tuple[tf.Tensor, Cache]:
+        """As `step`, but the cache stays as it is: given are only the rows (B H, K d) for `with_position`.
+
+        `penalty` hides all positions that are not in the cache yet; `own_penalty` (1, 1 or H, 1, 1) is of the new one.
+        """
+        lanes = penalty.shape[2]
+        query, key, value = self._projected(x, kernels, lanes)
+        keys, values = self._by_head(cache, penalty)
+        past = tf.matmul(query * self.scale, keys, transpose_b=True) + penalty
+        own = tf.reduce_sum(query * self.scale * key, axis=-1, keepdims=True) + own_penalty
+        weights = tf.nn.softmax(tf.concat([past, own], axis=-1))
+        mixed = tf.matmul(weights[..., :-1], values) + weights[..., -1:] * value
+        result = product(self._joined(mixed), kernels[1], self.projection.bias, as_rows=True)
+        return result, self._rows_of(key, value)
+
+    def with_position(self, cache: Cache, rows: Cache, position: tf.Tensor, length: tf.Tensor) -> Cache:
+        """A cache of `length` positions with the rows (B H, K d) of one, where the old ones lay."""
+        places = tf.range(tf.shape(rows.keys)[0]) * length + position
+        return Cache(*(tf.raw_ops.InplaceUpdate(x=old, i=places, v=new) for old, new in zip(cache, rows, strict=True)))
 
     def look(
         self, x: tf.Tensor, kernels: Sequence[tf.Tensor], memory: Memory, penalty: tf.Tensor, lanes: int
@@ -177,21 +190,48 @@ class Attention(keras.layers.Layer):
         """Columns (D, R) -> what they see of the source, (D, R), and the weights (B, H, K, S)."""
         query = self._lanes(product(x, kernels[0], self.query.bias), 1, lanes)[0]
         mixed, weights = self._mixed(query, memory.keys, memory.values, penalty)
-        return product(mixed, kernels[1], self.projection.bias), weights
+        return product(mixed, kernels[1], self.projection.bias, as_rows=True), weights
+
+    def _projected(self, x: tf.Tensor, kernels: Sequence[tf.Tensor], lanes: int) -> list[tf.Tensor]:
+        """Query, key and value (B, H, K, d) of columns (D, R)."""
+        parts: list[tf.Tensor] = tf.unstack(self._lanes(product(x, kernels[0], self.qkv.bias), 3, lanes))
+        return parts
 
     def _lanes(self, columns: tf.Tensor, count: int, lanes: int) -> tf.Tensor:
         """(count I, R) -> (count, B, H, K, d)."""
         shape = (count, self.num_heads, self.head_size, -1, lanes)
         return tf.transpose(tf.reshape(columns, shape), (0, 3, 1, 4, 2))
 
+    def _rows_of(self, key: tf.Tensor, value: tf.Tensor) -> Cache:
+        """(B, H, K, d) -> (B H, K d)."""
+        return Cache(*(tf.reshape(part, (-1, part.shape[2] * self.head_size)) for part in (key, value)))
+
+    def _by_head(self, cache: Cache, penalty: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Keys and values (B, H, L K, d) of a cache; the penalty tells L.
+
+        Lanes are more positions to look at: none is ever moved when beams change places, only the mask is.
+        """
+        shape = (-1, self.num_heads, tf.shape(penalty)[3], self.head_size)
+        return tf.reshape(cache.keys, shape), tf.reshape(cache.values, shape)
+
     def _mixed(
         self, query: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, penalty: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mixtures of the values, as rows (R, I), and the weights (B, H, K, S)."""
         # The longer matrix on the left: half the time.
-        scores = tf.linalg.matrix_transpose(tf.matmul(keys, query * self.scale, transpose_b=True))
+        scores = tf.matmul(keys, query * self.scale, transpose_b=True)  # (B, H, S, K)
+        if query.shape[2] == 1:
+            scores = tf.reshape(scores, (-1, self.num_heads, 1, tf.shape(scores)[2]))
+        else:
+            scores = tf.linalg.matrix_transpose(scores)
         weights = tf.nn.softmax(scores + penalty)
-        mixed = tf.transpose(tf.matmul(weights, values), (1, 3, 0, 2))  # (B, H, K, d) -> (H, d, B, K)
-        return tf.reshape(mixed, (self.num_heads * self.head_size, -1)), weights
+        return self._joined(tf.matmul(weights, values)), weights
+
+    def _joined(self, mixed: tf.Tensor) -> tf.Tensor:
+        """(B, H, K, d) -> rows (R, I)."""
+        if mixed.shape[2] != 1:
+            mixed = tf.transpose(mixed, (0, 2, 1, 3))
+        return tf.reshape(mixed, (-1, self.num_heads * self.head_size))
 
 
 def _affine(rows: tf.Tensor, layer: Linear) -> tf.Tensor:
@@ -200,9 +240,9 @@ def _affine(rows: tf.Tensor, layer: Linear) -> tf.Tensor:
     return rows if layer.bias is None else tf.nn.bias_add(rows, tf.convert_to_tensor(layer.bias))
 
 
-def product(columns: tf.Tensor, kernel: tf.Tensor, bias: keras.Variable | None) -> tf.Tensor:
-    """Columns (D, R) float32 through a kernel (units, D), see `step_kernel` -> (units, R) float32."""
-    columns = tf.cast(tf.matmul(kernel, tf.cast(columns, kernel.dtype)), tf.float32)
+def product(x: tf.Tensor, kernel: tf.Tensor, bias: keras.Variable | None, *, as_rows: bool = False) -> tf.Tensor:
+    """Columns (D, R) float32, or rows (R, D), through a kernel (units, D), see `step_kernel` -> (units, R) float32."""
+    columns = tf.cast(tf.matmul(kernel, tf.cast(x, kernel.dtype), transpose_b=as_rows), tf.float32)
     return columns if bias is None else columns + _column(bias)
 
 

@@ -228,21 +228,36 @@ class DecoderStack(Stack):
             seen=tf.zeros((batch_size, lanes, tf.shape(memory)[1] if with_seen else 0)),
         )
 
-    def step(self, rows: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
-        """Rows (R, D) of the token table at a position -> features (R, D), and the next state."""
+    def step(
+        self, rows: tf.Tensor, position: tf.Tensor, state: DecoderState, *, in_place: bool = True
+    ) -> tuple[tf.Tensor, DecoderState]:
+        """Rows (R, D) of the token table at a position -> features (R, D), and the next state.
+
+        Args:
+            rows: of the last tokens.
+            position: the number of steps so far, a scalar.
+            state: one `with_room`.
+            in_place: put the new keys and values into the caches of `state`; otherwise they are given in the caches'
+                place, for `with_units`.
+        """
         lanes = state.ancestors.shape[2]
-        ancestors, penalty = state.ancestors, None
+        ancestors, past = state.ancestors, None
         if not self.recurrent:
-            state = self._with_room(position, state)
             ancestors = _with_position(state.ancestors, position)
-            penalty = self._past_penalty(ancestors, position)
+            past = Past(
+                self._past_penalty(ancestors if in_place else state.ancestors, position),
+                None if in_place else self._own_penalty(),
+            )
         x = self._embedded_step(rows, position)
         units, weights = [], None
         for (unit, look, feed_forward), kept, memory, kernels in zip(
             self.blocks, state.units, state.memories, state.kernels, strict=True
         ):
             # Called at once, within the turn of the loop that they take their values from.
-            x, kept = unit.step(x, lambda x: _unit_step(unit.part, x, kernels[0], kept, position, penalty))  # noqa: B023
+            x, kept = unit.step(
+                x,
+                lambda x: _unit_step(unit.part, x, kernels[0], kept, position, past),  # noqa: B023
+            )
             x, weights = look.step(
                 x,
                 lambda x: look.part.look(x, kernels[1], memory, state.memory_penalty, lanes),  # noqa: B023
@@ -272,8 +287,20 @@ class DecoderStack(Stack):
         x = tf.transpose(x)
         return normalised(self.embedding_norm, x) if self.embedding_norm is not None else x
 
-    def _with_room(self, position: tf.Tensor, state: DecoderState) -> DecoderState:
+    def with_units(self, position: tf.Tensor, state: DecoderState, units: Any) -> DecoderState:
+        """The state `with_room` and what a step that was not `in_place` has given as its units."""
+        if not self.recurrent:
+            length = tf.shape(state.ancestors)[1]
+            units = tuple(
+                unit.part.with_position(cache, rows, position, length)
+                for (unit, *_), cache, rows in zip(self.blocks, state.units, units, strict=True)
+            )
+        return state._replace(units=units)
+
+    def with_room(self, position: tf.Tensor, state: DecoderState) -> DecoderState:
         """The state with caches twice as long where they are full."""
+        if self.recurrent:
+            return state
         length = tf.shape(state.ancestors)[1]
 
         def longer() -> tuple[Any, tf.Tensor]:
@@ -295,6 +322,12 @@ class DecoderStack(Stack):
             penalty += tf.transpose(bias)[None, :, None, :, None]
         return tf.reshape(penalty, (-1, penalty.shape[1], lanes, length * lanes))
 
+    def _own_penalty(self) -> tf.Tensor:
+        """What is added to a lane's score of its new position, float32 (1, 1 or H, 1, 1)."""
+        if self.distances is None:
+            return tf.zeros((1, 1, 1, 1))
+        return tf.reshape(self.distances.of_distances(tf.zeros(1, tf.int32)), (1, -1, 1, 1))
+
 
 def padding_penalty(real: tf.Tensor) -> tf.Tensor:
     """A mask (B, S) of real tokens -> what is added to scores, float32 (B, 1, 1, S)."""
@@ -307,7 +340,19 @@ def _with_position(ancestors: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
     return tf.where(here, tf.range(ancestors.shape[2]), ancestors)
 
 
+class Past(NamedTuple):
+    """What lanes may see of the past: added to scores (B, 1 or H, K, L K), and to the new position's if it is apart."""
+
+    penalty: tf.Tensor
+    own_penalty: tf.Tensor | None
+
+
 def _unit_step(
-    part: Attention | SSRU, x: tf.Tensor, kernels: Any, kept: Any, position: tf.Tensor, penalty: tf.Tensor | None
+    part: Attention | SSRU, x: tf.Tensor, kernels: Any, kept: Any, position: tf.Tensor, past: Past | None
 ) -> tuple[tf.Tensor, Any]:
-    return part.step(x, kernels, kept) if isinstance(part, SSRU) else part.step(x, kernels, kept, position, penalty)
+    if isinstance(part, SSRU):
+        return part.step(x, kernels, kept)
+    assert past is not None
+    if past.own_penalty is None:
+        return part.step(x, kernels, kept, position, past.penalty)
+    return part.step_apart(x, kernels, kept, past.penalty, past.own_penalty)

@@ -15,7 +15,7 @@ import tensorflow as tf
 _CHUNK = 32
 
 # Tokens whose logits are computed at a time by `best_tokens`: logits of some dozens of rows stay in a core's cache.
-_BLOCK = 4096
+BLOCK = 4096
 
 
 def log_sum(logits: tf.Tensor, maxima: tf.Tensor | None = None) -> tf.Tensor:
@@ -35,6 +35,7 @@ def best_tokens(
     count: int,
     *,
     scored: bool,
+    block: int = BLOCK,
     banned: Sequence[int] = (),
     banned_in: tuple[Sequence[int], tf.Tensor] | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
@@ -48,12 +49,13 @@ def best_tokens(
         vocab_size: V.
         count: at most V.
         scored: whether somebody needs the sum; tokens that are banned count in it.
+        block: tokens whose logits are computed at a time.
         banned: tokens that are out of reach.
         banned_in: tokens that are out of reach in the rows of a mask (R,).
     """
     values, ids, totals = [], [], []
-    for first in range(0, vocab_size, _BLOCK):
-        tokens = range(first, min(first + _BLOCK, vocab_size))
+    for first in range(0, vocab_size, block):
+        tokens = range(first, min(first + block, vocab_size))
         logits = logits_of(slice(tokens.start, tokens.stop))
         maxima = _chunk_maxima(logits)
         if scored:
@@ -100,8 +102,11 @@ def top_tokens(
     sometimes, where = banned_in if banned_in is not None else ((), None)
     num_chunks, looked_at = vocab_size // _CHUNK, count + len(banned) + len(sometimes)
     if num_chunks < 4 * looked_at:
-        logits = without_tokens(without_tokens(logits, banned), sometimes, where)
-        values, ids = tf.math.top_k(tf.transpose(logits), count)
+        tokens = tf.range(vocab_size)[:, None]
+        never = is_one_of(tokens, banned)
+        if where is not None:
+            never |= is_one_of(tokens, sometimes) & where
+        values, ids = tf.math.top_k(tf.transpose(tf.where(never, -float("inf"), logits)), count)
         return values, ids
     num_rows, whole = tf.shape(logits)[1], num_chunks * _CHUNK
     maxima = _chunk_maxima(logits) if maxima is None else maxima

@@ -377,3 +377,39 @@ def test_a_network_without_output_bias_answers_from_several_blocks(fields: dict[
     decoded = found(network, **fields)
     assert decoded.token_ids.shape[0] == 5
     assert np.all(decoded.token_ids < 5000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields"),
+    [
+        ({}, {"num_beams": 1, "scores": False}),
+        # Longer than the caches are at first.
+        ({}, {"num_beams": 1, "max_length": 40, "min_length": 36}),
+        ({"vocab_size": 700}, {"num_beams": 2, "coverage_penalty": 0.2, "banned_ids": (7, 8)}),
+        (
+            {"positions": "relative", "norm": "rms", "output_bias": False, "use_bias": False},
+            {"num_beams": 3, "num_answers": 3, "max_length": 40, "min_length": 34, "stop": "never"},
+        ),
+        ({"decoder_unit": "ssru"}, {"num_beams": 2}),
+    ],
+    ids=["greedy", "long", "coverage", "t5", "ssru"],
+)
+def test_compiled_steps_find_what_plain_ones_find(changes: dict[str, Any], fields: dict[str, Any]) -> None:
+    with seeded(1):
+        network = build_seq2seq(CONFIG.replace(**changes))
+    config = DecodingConfig(**{"max_length": 12, **_IDS, **fields})
+    ids, mask = source()
+    prefix = np.asarray([[3, 4], [5, -1], [-1, -1], [6, -1], [-1, -1]], np.int32)
+    plain, compiled = (search_function(network, config, xla=xla)(ids, mask, prefix, 0) for xla in (False, True))
+    np.testing.assert_array_equal(compiled[1], plain[1])
+    np.testing.assert_array_equal(compiled[0], plain[0])
+    np.testing.assert_allclose(compiled[2], plain[2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{"num_beams": 1, "sample": True}, {"num_beams": 2, "no_repeat_ngram": 2}])
+def test_what_xla_cannot_do_stays_plain(model: Any, fields: dict[str, Any]) -> None:
+    config = DecodingConfig(max_length=6, **_IDS, **fields)
+    plain, compiled = (
+        search_function(model, config, xla=xla)(*source(), np.zeros((5, 0), np.int32), 3) for xla in (False, True)
+    )
+    np.testing.assert_array_equal(compiled[0], plain[0])
