@@ -16,6 +16,7 @@ from nlp.decoding import Decoded, DecodingConfig, decode
 from nlp.pairs import padded_ids
 from nlp.subwords import TranslationTokenizer
 from shared.pipeline import NotFittedError
+from shared.runtime import current_runtime
 
 if TYPE_CHECKING:
     import keras
@@ -117,7 +118,8 @@ class Seq2SeqModel:
         """The answers for each row of source ids, in order: each a `Decoded` of one text.
 
         Rows are sorted by length, so that little is padded, and go through in batches of at most `batch_size` texts and
-        a fixed number of tokens, so that memory stays bounded.
+        a fixed number of tokens, so that memory stays bounded. Where new shapes cost time, batches are filled up to a
+        power of two.
         """
         limit = getattr(self.model, "longest_target", None)
         answers: list[Any] = [None] * len(rows)
@@ -127,6 +129,8 @@ class Seq2SeqModel:
             chosen, order = order[: max(1, min(batch_size, room))], order[max(1, min(batch_size, room)) :]
             ids = padded_ids([rows[number] for number in chosen], decoding.pad_id, limit=limit)
             lengths = np.asarray([len(rows[number]) for number in chosen])
+            if current_runtime().few_shapes:
+                ids, lengths = (_filled_up(array) for array in (ids, lengths))
             found = decode(self.model, ids, np.arange(ids.shape[1]) < lengths[:, None], decoding)
             for place, number in enumerate(chosen):
                 answers[number] = Decoded(found.token_ids[place], found.lengths[place], found.scores[place])
@@ -140,6 +144,12 @@ class Seq2SeqModel:
     def with_decoding(self, **fields: Any) -> DecodingConfig:
         """How targets are found, with some fields changed."""
         return replace(self.require_decoding(), **fields)
+
+
+def _filled_up(array: np.ndarray) -> np.ndarray:
+    """An array whose first axis is a power of two: the last row comes several times."""
+    missing = (1 << (len(array) - 1).bit_length()) - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
 
 
 def _checkpoint(directory: Path) -> MarianModel | PretrainedSeq2Seq:

@@ -5,6 +5,7 @@ Shapes: B texts, K lanes of a text (beams or samples), R = B K rows, D features,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,19 +14,30 @@ import tensorflow as tf
 from nlp.models.seq2seq import Seq2SeqTransformer
 from nlp.models.seq2seq_stacks import DecoderState
 
+# Shorter sources are not worth an executable of their own.
+_SHORTEST = 16
+
 
 class CompiledSteps:
     """A network whose steps XLA compiles, for `nlp.models.search`, which calls it as it calls the network itself.
 
     Encoding and the growth of caches stay plain graphs. XLA compiles for each size of the batch, of the source and of
-    the caches anew, which takes some seconds.
+    the caches anew, which takes some seconds: sources and caches are as long as powers of two.
     """
 
     def __init__(self, model: Seq2SeqTransformer) -> None:
         self._model = model
-        self.encode, self.start, self.reorder = model.encode, model.start, model.reorder
+        self.start, self.reorder = model.start, model.reorder
         self.logits_by_token = model.logits_by_token
         self.vocab_size = model.vocab_size
+
+    def encode(self, source_ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        """As `Seq2SeqTransformer.encode`, with as much padding as `padded` gives the mask."""
+        return _padded(self._model.encode(source_ids, mask))
+
+    def padded(self, mask: tf.Tensor) -> tf.Tensor:
+        """A mask (B, S) in which S is a power of two."""
+        return _padded(mask)
 
     def advance(self, token_ids: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
         """As `Seq2SeqTransformer.advance`, within a `turn`; the next state has only new keys and values."""
@@ -49,3 +61,12 @@ class CompiledSteps:
             return (*others, state._replace(ancestors=ancestors, seen=seen))
 
         return turn
+
+
+def _padded(array: tf.Tensor) -> tf.Tensor:
+    """An array (B, S, ...) with zeros behind it, so that S is a power of two and not below `_SHORTEST`."""
+    length = tf.shape(array)[1]
+    # Exact: a float32 holds all numbers of this size, and just below a power of two its logarithm is clearly smaller.
+    power = tf.math.ceil(tf.math.log(tf.cast(length, tf.float32)) / math.log(2.0) - 1e-5)
+    missing = tf.maximum(_SHORTEST, 2 ** tf.cast(power, tf.int32)) - length
+    return tf.pad(array, [[0, 0], [0, missing], *([0, 0] for _ in array.shape[2:])])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import subprocess
@@ -9,10 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from nlp.decoding import decode
 from nlp.seq2seq_model import Seq2SeqModel
 from nlp.subwords import TranslationTokenizer
 from nlp.translation import Translation, Translator, TranslatorConfig
 from shared import Examples, NotFittedError, TrainingConfig
+from shared.runtime import activated, current_runtime
 from tests.contract import PipelineContract
 
 ENGLISH = ["one", "two", "three", "four", "five", "six", "seven"]
@@ -219,6 +222,25 @@ def test_a_saved_translator_is_a_start_for_another(fitted: Translator, tmp_path:
     assert again.predict(["one."])[0].text == "eins."
     history = again.fit(numbers(), training=TRAINING.replace(epochs=1, learning_rate=1e-4))
     assert history.losses[0] < 1
+
+
+def test_with_xla_batches_have_few_sizes_and_the_same_answers(
+    fitted: Translator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = numbers(7, seed=3).inputs
+    plain = fitted.predict(texts)
+    shapes = []
+
+    def noted(model: Any, source_ids: np.ndarray, mask: np.ndarray, config: Any) -> Any:
+        shapes.append(mask.shape)
+        return decode(model, source_ids, mask, config)
+
+    monkeypatch.setattr("nlp.seq2seq_model.decode", noted)
+    with activated(dataclasses.replace(current_runtime(), xla=True)):
+        compiled = fitted.predict(texts)
+    assert [answer.text for answer in compiled] == [answer.text for answer in plain]
+    np.testing.assert_allclose([a.score for a in compiled], [a.score for a in plain], rtol=1e-4, atol=1e-5)
+    assert {rows for rows, _ in shapes} == {8}
 
 
 def test_there_is_no_model_before_the_vocabulary() -> None:
