@@ -134,8 +134,8 @@ def search_function(model: Any, config: DecodingConfig, *, xla: bool = False) ->
     """The graph of a search, a `tf.function` made once for each model and config.
 
     It takes source ids (B, S) int32, mask (B, S) bool, prefix (B, P) int32 and a seed int32, all of any size, and gives
-    token ids (B, N, `max_length`), lengths and scores (B, N). With `xla`, the steps of transformers are compiled, for
-    each size of batch and source anew: that pays where many batches have the same sizes.
+    token ids (B, N, `max_length`), lengths and scores (B, N). With `xla`, greedy and beam search of transformers have
+    compiled steps (`nlp.models.compiled_steps`): that pays where many batches have the same sizes.
     """
     from nlp.models.search import build_search
 

@@ -118,15 +118,17 @@ class Seq2SeqModel:
         """The answers for each row of source ids, in order: each a `Decoded` of one text.
 
         Rows are sorted by length, so that little is padded, and go through in batches of at most `batch_size` texts and
-        a fixed number of tokens, so that memory stays bounded. Where new shapes cost time, batches are filled up to a
-        power of two.
+        a fixed number of tokens, so that memory stays bounded. Where new shapes cost time, their sizes are powers of
+        two, and the last ones are filled up.
         """
         limit = getattr(self.model, "longest_target", None)
         answers: list[Any] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
         while order:
-            room = _TOKENS_PER_BATCH // (len(rows[order[0]]) * decoding.lanes)
-            chosen, order = order[: max(1, min(batch_size, room))], order[max(1, min(batch_size, room)) :]
+            size = max(1, min(batch_size, _TOKENS_PER_BATCH // (len(rows[order[0]]) * decoding.lanes)))
+            if current_runtime().few_shapes:
+                size = 1 << (size.bit_length() - 1)
+            chosen, order = order[:size], order[size:]
             ids = padded_ids([rows[number] for number in chosen], decoding.pad_id, limit=limit)
             lengths = np.asarray([len(rows[number]) for number in chosen])
             if current_runtime().few_shapes:

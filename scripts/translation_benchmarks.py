@@ -90,24 +90,26 @@ class _TimedModel:
         size = f"{_BATCH} sources of {_SOURCE} tokens, {_LENGTH} new ones"
         files = f"random weights of OPUS-MT's size; {size}; {self.precision}"
         result: dict[str, Any] = {"unit": "target tokens/s", "files": files, "rates": {}, "ratios": {}, "figures": {}}
+        own = {"triptych": False, **({"triptych with XLA": True} if with_xla else {})}
         with contextlib.ExitStack() as stack:
             arrays = {"source_ids": self.source_ids, "mask": self.mask}
             started = {name: stack.enter_context(_peer(self.model, arrays, kind)) for name, kind in peers.items()}
             for beams, search in ((1, "greedy"), (4, "beam 4")):
-                own = {"triptych": False, **({"triptych with XLA": True} if with_xla else {})}
                 sides = {f"{name}, {search}": functools.partial(self.ours, beams, xla=xla) for name, xla in own.items()}
                 for name, (peer, _) in started.items():
                     sides[f"{name}, {search}"] = functools.partial(self.theirs, name, peer, beams)
                 rates = measured(sides, repeats)
                 result["rates"] |= rates
                 for name in own:
-                    result["ratios"] |= ratios(rates, f"{name}, {search}")
+                    compared = {side: rate for side, rate in rates.items() if side.split(",")[0] in (name, *peers)}
+                    result["ratios"] |= ratios(compared, f"{name}, {search}")
                 for name, kind in peers.items():
                     if kind == self.precision:  # rounded otherwise, random weights choose other tokens
                         equal = [float(np.mean(self.last[side] == self.last[name])) for side in own]
                         result["figures"][f"share of equal tokens, {search}"] = min(equal)
             _, directory = next(iter(started.values()))
-            result["figures"]["peak memory, MiB"] = _own_peak(directory, self.precision)
+            for name, xla in own.items():
+                result["figures"][f"peak memory of {name}, MiB"] = _own_peak(directory, self.precision, xla=xla)
         result["figures"] |= {f"peak memory of {name}, MiB": peak for name, peak in self.peaks.items()}
         return result
 
@@ -183,17 +185,17 @@ def _model() -> Any:
         return build_seq2seq(Seq2SeqConfig(vocab_size=_VOCAB_SIZE))
 
 
-def _own_peak(directory: str, precision: str) -> int:
+def _own_peak(directory: str, precision: str, *, xla: bool) -> int:
     """The most memory that a process of ours holds which does what the peer's does: reads the checkpoint, decodes."""
-    command = [sys.executable, __file__, directory, precision]
+    command = [sys.executable, __file__, directory, precision, "on" if xla else "off"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
-def _decode_and_print_peak(directory: str, precision: str) -> None:
+def _decode_and_print_peak(directory: str, precision: str, xla: str) -> None:
     from shared.runtime import RuntimeConfig
 
-    RuntimeConfig.from_dict({"precision": precision}).apply()
+    RuntimeConfig.from_dict({"precision": precision, "xla": xla}).apply()
     from nlp.models.seq2seq import build_seq2seq
     from nlp.seq2seq_checkpoints import read_hugging_face
 

@@ -229,7 +229,8 @@ def _per_variable(base: type[keras.optimizers.Optimizer]) -> type[keras.optimize
                 self.update_rows(gradient, variable, rate, self.decays[index])
                 return
             if self.decays[index]:
-                # Not as a difference: of this product the variable takes the memory, in two accesses instead of five.
+                # One product, whose memory becomes the variable's: it is read and written once, where a difference
+                # takes five passes. It rounds the decay to a multiple of 6e-8.
                 self.assign(variable, variable * (1 - rate * self.decays[index]))
             super().update_step(gradient, variable, rate)
 

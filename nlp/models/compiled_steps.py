@@ -5,7 +5,6 @@ Shapes: B texts, K lanes of a text (beams or samples), R = B K rows, D features,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +13,15 @@ import tensorflow as tf
 from nlp.models.seq2seq import Seq2SeqTransformer
 from nlp.models.seq2seq_stacks import DecoderState
 
-# Shorter sources are not worth an executable of their own.
-_SHORTEST = 16
+# Lengths of sources: shorter ones are not worth an executable of their own.
+_SIZES = [16 << power for power in range(26)]
 
 
 class CompiledSteps:
     """A network whose steps XLA compiles, for `nlp.models.search`, which calls it as it calls the network itself.
 
-    Encoding and the growth of caches stay plain graphs. XLA compiles for each size of the batch, of the source and of
-    the caches anew, which takes some seconds: sources and caches are as long as powers of two.
+    Encoding and the growth of caches stay plain graphs. XLA compiles for each size of the batch, of the source, of the
+    caches and of a prefix anew, which takes some seconds: sources are as long as powers of two.
     """
 
     def __init__(self, model: Seq2SeqTransformer) -> None:
@@ -32,15 +31,15 @@ class CompiledSteps:
         self.vocab_size = model.vocab_size
 
     def encode(self, source_ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-        """As `Seq2SeqTransformer.encode`, with as much padding as `padded` gives the mask."""
+        """As `Seq2SeqTransformer.encode`, with padding as `padded` has it: (B, S) -> (B, S', D)."""
         return _padded(self._model.encode(source_ids, mask))
 
     def padded(self, mask: tf.Tensor) -> tf.Tensor:
-        """A mask (B, S) in which S is a power of two."""
+        """A mask (B, S) -> (B, S'), S' the next power of two from 16 on; False behind the source."""
         return _padded(mask)
 
     def advance(self, token_ids: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
-        """As `Seq2SeqTransformer.advance`, within a `turn`; the next state has only new keys and values."""
+        """As `Seq2SeqTransformer.advance`, within a `turn`: units of the next state are rows (B H, K d) for caches."""
         return self._model.decoder.step(self._model.last_rows(token_ids), position, state, in_place=False)
 
     def turn(self, body: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
@@ -64,9 +63,7 @@ class CompiledSteps:
 
 
 def _padded(array: tf.Tensor) -> tf.Tensor:
-    """An array (B, S, ...) with zeros behind it, so that S is a power of two and not below `_SHORTEST`."""
-    length = tf.shape(array)[1]
-    # Exact: a float32 holds all numbers of this size, and just below a power of two its logarithm is clearly smaller.
-    power = tf.math.ceil(tf.math.log(tf.cast(length, tf.float32)) / math.log(2.0) - 1e-5)
-    missing = tf.maximum(_SHORTEST, 2 ** tf.cast(power, tf.int32)) - length
+    """An array (B, S, ...) with zeros behind it, so that S is one of `_SIZES`."""
+    length, sizes = tf.shape(array)[1], tf.constant(_SIZES)
+    missing = tf.reduce_min(tf.boolean_mask(sizes, sizes >= length)) - length
     return tf.pad(array, [[0, 0], [0, missing], *([0, 0] for _ in array.shape[2:])])

@@ -1,7 +1,8 @@
 """The loops of decoding, as graphs: greedy search and sampling, and beam search.
 
 A model has `vocab_size`, `encode`, `start`, `advance`, `logits_by_token` and `reorder`, as
-`nlp.models.seq2seq.Seq2SeqTransformer` has them; a config is a `nlp.decoding.DecodingConfig`.
+`nlp.models.seq2seq.Seq2SeqTransformer` has them, or is a `CompiledSteps` of one; a config is a
+`nlp.decoding.DecodingConfig`.
 
 Shapes: B texts, K lanes of a text (beams or samples), R = B K rows, S source positions, T longest target, V tokens.
 """
@@ -71,7 +72,8 @@ class Answers(NamedTuple):
 def build_search(model: Any, config: DecodingConfig, *, xla: bool) -> Callable[..., Any]:
     """A `tf.function` of source ids, mask, prefix and seed; see `nlp.decoding.search_function`."""
     # XLA cannot look for sequences that repeat themselves, and draws other random numbers.
-    if xla and isinstance(model, Seq2SeqTransformer) and not (config.sample or config.no_repeat_ngram):
+    compilable = isinstance(model, Seq2SeqTransformer) and not (config.sample or config.no_repeat_ngram)
+    if xla and compilable and _on_first_device(model):
         model = CompiledSteps(model)
     signature = (
         tf.TensorSpec((None, None), tf.int32, name="source_ids"),
@@ -92,6 +94,11 @@ def build_search(model: Any, config: DecodingConfig, *, xla: bool) -> Callable[.
 
     compiled: Callable[..., Any] = tf.function(search, input_signature=signature, autograph=False)
     return compiled
+
+
+def _on_first_device(model: Seq2SeqTransformer) -> bool:
+    """Whether XLA, which compiles for the first device of a kind, finds the weights there."""
+    return tf.DeviceSpec.from_string(model.source_tokens.table.value.device).device_index in (None, 0)
 
 
 def rules_of(config: DecodingConfig, mask: tf.Tensor, prefix: tf.Tensor) -> Rules:
@@ -154,6 +161,7 @@ def _best(
         model.vocab_size,
         count,
         scored=scored,
+        # XLA would copy each block of the table.
         block=model.vocab_size if isinstance(model, CompiledSteps) else BLOCK,
         banned=config.banned_ids,
         banned_in=(config.end_ids, _early(config, rules, position)) if config.min_length else None,

@@ -78,14 +78,14 @@ class Seq2SeqTransformer(keras.Model):
         return tf.reshape(logits, (-1, length_of(x), self.config.target_size))
 
     def _embedded(self, source_ids: tf.Tensor, target_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Rows of source and target, and the table that gives the logits: up to three times the same one."""
-        table = tf.convert_to_tensor(self.output_tokens.table)
+        """Rows of source and target (B, T, D), and the table (V, D) of the logits: up to three times the same one."""
         if self.target_tokens is not self.output_tokens:
+            table = tf.convert_to_tensor(self.output_tokens.table)
             return self.source_tokens(source_ids), self.target_tokens(target_ids), table
-        target_rows, table = _rows_and_table(table, target_ids)
         if self.source_tokens is not self.output_tokens:
+            target_rows, table = self.output_tokens([target_ids], with_table=True)
             return self.source_tokens(source_ids), target_rows, table
-        source_rows, table = _rows_and_table(table, source_ids)
+        source_rows, target_rows, table = self.output_tokens([source_ids, target_ids], with_table=True)
         return source_rows, target_rows, table
 
     def _before_output(self, rows: tf.Tensor) -> tf.Tensor:
@@ -168,21 +168,21 @@ class Seq2SeqTransformer(keras.Model):
 
 @tf.custom_gradient  # type: ignore[untyped-decorator]
 def _rows_and_table(table: tf.Tensor, token_ids: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Any]:
-    """Rows (B, T, D) of a table (V, D) at int32 (B, T), and the table for those who use it whole.
+    """Rows (B, T, D) of a table (V, D) at integers (B, T), and the table for those who use it whole.
 
     The gradients of rows are added into that of the whole table where it lies. Left to itself, TensorFlow copies the
     whole one for each use of the table and adds it up row by row.
     """
 
     def gradient(of_rows: tf.Tensor, of_table: tf.Tensor) -> tuple[tf.Tensor, None]:
-        places = tf.reshape(token_ids, (-1, 1))
+        places = tf.reshape(tf.cast(token_ids, tf.int32), (-1, 1))
         return tf.tensor_scatter_nd_add(of_table, places, tf.reshape(of_rows, (-1, table.shape[1]))), None
 
     return (tf.gather(table, token_ids), tf.identity(table)), gradient
 
 
 class TokenTable(keras.layers.Layer):
-    """Token ids (B, T) -> rows of a table (V, D), float32."""
+    """Token ids (B, T) -> rows of a table (V, D), float32 in any precision: gradients are sums over many tokens."""
 
     def __init__(self, num_tokens: int, num_features: int, **layer_options: Any) -> None:
         super().__init__(**layer_options, dtype="float32")
@@ -194,6 +194,13 @@ class TokenTable(keras.layers.Layer):
         spread = keras.initializers.RandomNormal(stddev=self.shape[1] ** -0.5)
         self.table = self.add_weight(shape=self.shape, initializer=spread, name="table")
 
-    def call(self, token_ids: tf.Tensor) -> tf.Tensor:
-        """Give the rows."""
-        return tf.gather(tf.convert_to_tensor(self.table), token_ids)
+    def call(self, token_ids: tf.Tensor | list[tf.Tensor], with_table: bool = False) -> Any:
+        """Give the rows; `with_table`, the rows for each of several arrays of ids and, last, the table for logits."""
+        table = tf.convert_to_tensor(self.table)
+        if not with_table:
+            return tf.gather(table, token_ids)
+        found = []
+        for ids in token_ids:
+            rows, table = _rows_and_table(table, ids)
+            found.append(rows)
+        return (*found, table)

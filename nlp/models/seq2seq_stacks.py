@@ -35,7 +35,8 @@ class DecoderState(NamedTuple):
     """What decoding carries from step to step; used up by the step that takes it.
 
     Attributes:
-        units: for each layer its cache, or the state (D, R) of its recurrent unit.
+        units: for each layer its cache, or the state (D, R) of its recurrent unit; after a step that was not `in_place`
+            rows (B H, K d) of keys and values in the place of a cache.
         memories: for each layer keys and values of the source.
         memory_penalty: float32 (B, 1, 1, S), for padding.
         ancestors: int32 (B, L, K), the lane in which a lane's past was at each position; -1 where nothing is yet.
@@ -237,8 +238,8 @@ class DecoderStack(Stack):
             rows: of the last tokens.
             position: the number of steps so far, a scalar.
             state: one `with_room`.
-            in_place: put the new keys and values into the caches of `state`; otherwise they are given in the caches'
-                place, for `with_units`.
+            in_place: put new keys and values into the caches of `state`; otherwise they are given in the caches' place,
+                for `with_units`. Recurrent units have no caches.
         """
         lanes = state.ancestors.shape[2]
         ancestors, past = state.ancestors, None
@@ -288,7 +289,7 @@ class DecoderStack(Stack):
         return normalised(self.embedding_norm, x) if self.embedding_norm is not None else x
 
     def with_units(self, position: tf.Tensor, state: DecoderState, units: Any) -> DecoderState:
-        """The state `with_room` and what a step that was not `in_place` has given as its units."""
+        """The state `with_room` after a step not `in_place` that has given `units`: rows (B H, K d) of caches."""
         if not self.recurrent:
             length = tf.shape(state.ancestors)[1]
             units = tuple(

@@ -41,8 +41,8 @@ def best_tokens(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
     """The largest logits of each row and their tokens, (R, count), and `log_sum` (R,), None unless `scored`.
 
-    Logits are computed a block of tokens after another and never lie in memory together: what a large vocabulary costs
-    is for a good part the memory of its logits, new at every step.
+    Logits are computed a block of tokens after another, so that they do not lie in memory together: what a large
+    vocabulary costs is for a good part the memory of its logits, new at every step.
 
     Args:
         logits_of: gives logits of a range of tokens.

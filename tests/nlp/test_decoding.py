@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from nlp.decoding import Decoded, DecodingConfig, decode, search_function
-from nlp.models.search import beam_search, rules_of
+from nlp.models.search import _on_first_device, beam_search, rules_of
 from nlp.models.seq2seq import build_seq2seq
 from nlp.models.seq2seq_config import Seq2SeqConfig
 from nlp.models.token_choice import best_tokens, log_sum, random_tokens, top_tokens, without_repeats, without_tokens
@@ -413,3 +414,12 @@ def test_what_xla_cannot_do_stays_plain(model: Any, fields: dict[str, Any]) -> N
         search_function(model, config, xla=xla)(*source(), np.zeros((5, 0), np.int32), 3) for xla in (False, True)
     )
     np.testing.assert_array_equal(compiled[0], plain[0])
+
+
+def test_xla_is_left_alone_where_the_weights_lie_on_another_device(model: Any) -> None:
+    assert _on_first_device(model)
+    name = "/job:localhost/replica:0/task:0/device:CPU:1"
+    elsewhere = SimpleNamespace(
+        source_tokens=SimpleNamespace(table=SimpleNamespace(value=SimpleNamespace(device=name)))
+    )
+    assert not _on_first_device(elsewhere)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -187,8 +189,6 @@ def test_sinusoids_by_definition() -> None:
 
 
 def test_mixed_precision_decodes_with_weights_of_16_bits() -> None:
-    import keras
-
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -212,3 +212,38 @@ def test_mixed_precision_decodes_with_weights_of_16_bits() -> None:
     ]
     assert steps[0][0].dtype == steps[0][1].units[0].keys.dtype == tf.float32
     np.testing.assert_allclose(steps[0][0], steps[1][0], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"target_vocab_size": 50, "shared_embeddings": False}, {"shared_embeddings": False, "tied_output": False}],
+    ids=["one table", "two tables", "three tables"],
+)
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 0.02)])
+def test_gradients_of_tables_are_sums_in_float32_over_all_their_uses(
+    changes: dict[str, Any], precision: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        model = build_seq2seq(CONFIGS["marian"].replace(**changes, dropout=0.0))
+    finally:
+        keras.config.set_dtype_policy(before)
+    # A token that comes hundreds of times: in 16 bits its sum would soon stay where it is.
+    rng = np.random.default_rng(0)
+    ids = np.where(rng.random((24, 40)) < 0.5, 7, rng.integers(1, 50, (24, 40))).astype(np.int32)
+    inputs = {"source_ids": ids, "source_mask": np.ones(ids.shape, bool), "target_ids": ids[:, ::-1]}
+    aims = rng.standard_normal((24, 40, 50)).astype(np.float32)
+    tables = {id(t): t for t in (model.source_tokens, model.target_tokens, model.output_tokens)}.values()
+
+    def gradients() -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(model(inputs, training=True) * aims)
+        return [tf.convert_to_tensor(g) for g in tape.gradient(loss, [table.table.value for table in tables])]
+
+    own = gradients()
+    monkeypatch.setattr("nlp.models.seq2seq._rows_and_table", lambda table, ids: (tf.gather(table, ids), table))
+    for found, expected in zip(own, gradients(), strict=True):
+        assert found.dtype == tf.float32
+        assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected)
+        assert np.linalg.norm(found[7] - expected[7]) < tolerance * np.linalg.norm(expected[7])
