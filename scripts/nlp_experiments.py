@@ -23,7 +23,13 @@ TREC_CONFIG: dict[str, Any] = {"max_length": 64}
 TREC_TRAINING = _FINE_TUNING | {"epochs": 4}
 # The checkpoint was trained so that means over tokens say what sentences mean.
 SST2_CONFIG: dict[str, Any] = {"max_length": 64, "token_pooling": "mean"}
-SST2_TRAINING = _FINE_TUNING | {"epochs": 2, "batch_size": 64, "learning_rate": 1e-4, "ema_decay": 0.998}
+SST2_TRAINING = _FINE_TUNING | {
+    "epochs": 2,
+    "batch_size": 64,
+    "learning_rate": 1e-4,
+    "ema_decay": 0.998,
+    "label_smoothing": 0.1,
+}
 AG_NEWS_CONFIG: dict[str, Any] = {"max_length": 64, "max_windows": 1}
 AG_NEWS_TRAINING = _FINE_TUNING | {"epochs": 2}
 CLINC_CONFIG: dict[str, Any] = {"max_length": 64}
