@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _LONGEST_FACTOR = 3.0
 # Source tokens, padding included, times beams, that are decoded together.
 _TOKENS_PER_BATCH = 8192
+# Where new shapes cost time, sources are as long as that: shorter ones are not worth a shape of their own.
+_SHORTEST = 16
 
 
 @dataclass
@@ -118,8 +120,8 @@ class Seq2SeqModel:
         """The answers for each row of source ids, in order: each a `Decoded` of one text.
 
         Rows are sorted by length, so that little is padded, and go through in batches of at most `batch_size` texts and
-        a fixed number of tokens, so that memory stays bounded. Where new shapes cost time, their sizes are powers of
-        two, and the last ones are filled up.
+        a fixed number of tokens, so that memory stays bounded. Where new shapes cost time, both sides of a batch are
+        powers of two.
         """
         limit = getattr(self.model, "longest_target", None)
         answers: list[Any] = [None] * len(rows)
@@ -130,10 +132,10 @@ class Seq2SeqModel:
                 size = 1 << (size.bit_length() - 1)
             chosen, order = order[:size], order[size:]
             ids = padded_ids([rows[number] for number in chosen], decoding.pad_id, limit=limit)
-            lengths = np.asarray([len(rows[number]) for number in chosen])
+            mask = np.arange(ids.shape[1]) < np.asarray([len(rows[number]) for number in chosen])[:, None]
             if current_runtime().few_shapes:
-                ids, lengths = (_filled_up(array) for array in (ids, lengths))
-            found = decode(self.model, ids, np.arange(ids.shape[1]) < lengths[:, None], decoding)
+                ids, mask = (_filled_up(array, limit) for array in (ids, mask))
+            found = decode(self.model, ids, mask, decoding)
             for place, number in enumerate(chosen):
                 answers[number] = Decoded(found.token_ids[place], found.lengths[place], found.scores[place])
         return answers
@@ -148,10 +150,12 @@ class Seq2SeqModel:
         return replace(self.require_decoding(), **fields)
 
 
-def _filled_up(array: np.ndarray) -> np.ndarray:
-    """An array whose first axis is a power of two: the last row comes several times."""
-    missing = (1 << (len(array) - 1).bit_length()) - len(array)
-    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+def _filled_up(array: np.ndarray, limit: int | None) -> np.ndarray:
+    """A batch (B, S) with rows that come again and padding, so that B and S are powers of two, S at most `limit`."""
+    rows, width = (1 << (size - 1).bit_length() for size in array.shape)
+    width = max(width, _SHORTEST) if limit is None else min(max(width, _SHORTEST), limit)
+    repeated = np.pad(array, ((0, rows - len(array)), (0, 0)), mode="edge")
+    return np.pad(repeated, ((0, 0), (0, width - array.shape[1])))
 
 
 def _checkpoint(directory: Path) -> MarianModel | PretrainedSeq2Seq:

@@ -13,30 +13,19 @@ import tensorflow as tf
 from nlp.models.seq2seq import Seq2SeqTransformer
 from nlp.models.seq2seq_stacks import DecoderState
 
-# Lengths of sources: shorter ones are not worth an executable of their own.
-_SIZES = [16 << power for power in range(26)]
-
 
 class CompiledSteps:
     """A network whose steps XLA compiles, for `nlp.models.search`, which calls it as it calls the network itself.
 
     Encoding and the growth of caches stay plain graphs. XLA compiles for each size of the batch, of the source, of the
-    caches and of a prefix anew, which takes some seconds: sources are as long as powers of two.
+    caches and of a prefix anew, which takes some seconds: batches should have few sizes.
     """
 
     def __init__(self, model: Seq2SeqTransformer) -> None:
         self._model = model
-        self.start, self.reorder = model.start, model.reorder
+        self.encode, self.start, self.reorder = model.encode, model.start, model.reorder
         self.logits_by_token = model.logits_by_token
         self.vocab_size = model.vocab_size
-
-    def encode(self, source_ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-        """As `Seq2SeqTransformer.encode`, with padding as `padded` has it: (B, S) -> (B, S', D)."""
-        return _padded(self._model.encode(source_ids, mask))
-
-    def padded(self, mask: tf.Tensor) -> tf.Tensor:
-        """A mask (B, S) -> (B, S'), S' the next power of two from 16 on; False behind the source."""
-        return _padded(mask)
 
     def advance(self, token_ids: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
         """As `Seq2SeqTransformer.advance`, within a `turn`: units of the next state are rows (B H, K d) for caches."""
@@ -60,10 +49,3 @@ class CompiledSteps:
             return (*others, state._replace(ancestors=ancestors, seen=seen))
 
         return turn
-
-
-def _padded(array: tf.Tensor) -> tf.Tensor:
-    """An array (B, S, ...) with zeros behind it, so that S is one of `_SIZES`."""
-    length, sizes = tf.shape(array)[1], tf.constant(_SIZES)
-    missing = tf.reduce_min(tf.boolean_mask(sizes, sizes >= length)) - length
-    return tf.pad(array, [[0, 0], [0, missing], *([0, 0] for _ in array.shape[2:])])

@@ -83,11 +83,10 @@ def build_search(model: Any, config: DecodingConfig, *, xla: bool) -> Callable[.
     )
 
     def search(source_ids: tf.Tensor, mask: tf.Tensor, prefix: tf.Tensor, seed: tf.Tensor) -> Any:
-        memory, rules = model.encode(source_ids, mask), rules_of(config, mask, prefix)
-        if isinstance(model, CompiledSteps):
-            mask = model.padded(mask)
+        memory = model.encode(source_ids, mask)
         with_seen = config.coverage_penalty > 0
         state = model.start(memory, mask, config.max_length, lanes=config.lanes, with_seen=with_seen)
+        rules = rules_of(config, mask, prefix)
         if config.num_beams > 1:
             return beam_search(model, config, rules, state, mask)
         return _one_by_one(model, config, rules, state, mask, seed)

@@ -62,14 +62,13 @@ def best_tokens(
             totals.append(log_sum(logits, maxima))
         never = [token - first for token in banned if token in tokens]
         sometimes = [] if banned_in is None else [token - first for token in banned_in[0] if token in tokens]
-        with tf.control_dependencies(totals[-1:]):  # before logits are overwritten
-            value, place = top_tokens(
-                logits,
-                min(count, len(tokens)),
-                maxima=maxima,
-                banned=never,
-                banned_in=None if banned_in is None else (sometimes, banned_in[1]),
-            )
+        value, place = top_tokens(
+            logits,
+            min(count, len(tokens)),
+            maxima=maxima,
+            banned=never,
+            banned_in=None if banned_in is None else (sometimes, banned_in[1]),
+        )
         values.append(value)
         ids.append(place + first)
     best, places = tf.math.top_k(tf.concat(values, axis=1), count)
@@ -88,8 +87,7 @@ def top_tokens(
     """The largest logits of each row, from the largest down, and their tokens: (V, R) -> (R, count) twice.
 
     A row's `count` largest lie in the `count` chunks of tokens with the largest maxima, so most are never sorted. Where
-    tokens are banned, as many more chunks are looked at, for no other maxima are too large. `logits` may be
-    overwritten.
+    tokens are banned, as many more chunks are looked at, for no other maxima are too large.
 
     Args:
         logits: of all tokens.
@@ -101,20 +99,16 @@ def top_tokens(
     vocab_size = logits.shape[0]
     sometimes, where = banned_in if banned_in is not None else ((), None)
     num_chunks, looked_at = vocab_size // _CHUNK, count + len(banned) + len(sometimes)
-    if num_chunks < 4 * looked_at:
-        tokens = tf.range(vocab_size)[:, None]
-        never = is_one_of(tokens, banned)
-        if where is not None:
-            never |= is_one_of(tokens, sometimes) & where
-        values, ids = tf.math.top_k(tf.transpose(tf.where(never, -float("inf"), logits)), count)
-        return values, ids
     num_rows, whole = tf.shape(logits)[1], num_chunks * _CHUNK
-    maxima = _chunk_maxima(logits) if maxima is None else maxima
-    _, chunks = tf.math.top_k(tf.transpose(maxima[:num_chunks]), looked_at)  # (R, looked_at)
-    tokens = tf.reshape(chunks[:, :, None] * _CHUNK + tf.range(_CHUNK), (-1, looked_at * _CHUNK))
-    rest = tf.broadcast_to(tf.range(whole, vocab_size), (num_rows, vocab_size - whole))
-    tokens = tf.concat([tokens, rest], axis=1)
-    candidates = tf.gather(tf.reshape(logits, (-1,)), tokens * num_rows + tf.range(num_rows)[:, None])
+    if num_chunks < 4 * looked_at:
+        tokens, candidates = tf.broadcast_to(tf.range(vocab_size), (num_rows, vocab_size)), tf.transpose(logits)
+    else:
+        maxima = _chunk_maxima(logits) if maxima is None else maxima
+        _, chunks = tf.math.top_k(tf.transpose(maxima[:num_chunks]), looked_at)  # (R, looked_at)
+        tokens = tf.reshape(chunks[:, :, None] * _CHUNK + tf.range(_CHUNK), (-1, looked_at * _CHUNK))
+        rest = tf.broadcast_to(tf.range(whole, vocab_size), (num_rows, vocab_size - whole))
+        tokens = tf.concat([tokens, rest], axis=1)
+        candidates = tf.gather(tf.reshape(logits, (-1,)), tokens * num_rows + tf.range(num_rows)[:, None])
     if banned:
         candidates = tf.where(is_one_of(tokens, banned), -float("inf"), candidates)
     if where is not None and sometimes:
