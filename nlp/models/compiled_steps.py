@@ -29,7 +29,7 @@ class CompiledSteps:
 
     def advance(self, token_ids: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
         """As `Seq2SeqTransformer.advance`, within a `turn`: units of the next state are rows (B H, K d) for caches."""
-        return self._model.decoder.step(self._model.last_rows(token_ids), position, state, in_place=False)
+        return self._model.decoder.step(self._model.last_rows(token_ids), position, state)
 
     def turn(self, body: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
         """A compiled turn of a loop: `body` takes the position first and the state last, and gives the next ones."""

@@ -130,7 +130,11 @@ class Seq2SeqTransformer(keras.Model):
 
     def advance(self, token_ids: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
         """Token ids (B, K) at a position, the scalar number of steps so far -> features (R, D), and the next state."""
-        return self.decoder.step(self.last_rows(token_ids), position, self.decoder.with_room(position, state))
+        state = self.decoder.with_room(position, state)
+        features, after = self.decoder.step(self.last_rows(token_ids), position, state)
+        with tf.control_dependencies([features]):  # before what it has read is overwritten
+            state = self.decoder.with_units(position, state, after.units)
+        return features, after._replace(units=state.units)
 
     def last_rows(self, token_ids: tf.Tensor) -> tf.Tensor:
         """Token ids (B, K) -> their rows (R, D) of the target's table."""

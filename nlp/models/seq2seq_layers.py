@@ -153,26 +153,17 @@ class Attention(keras.layers.Layer):
         return Cache(longer(cache.keys), longer(cache.values))
 
     def step(
-        self, x: tf.Tensor, kernels: Sequence[tf.Tensor], cache: Cache, position: tf.Tensor, penalty: tf.Tensor
-    ) -> tuple[tf.Tensor, Cache]:
-        """Columns (D, R) at `position` -> (D, R), and the cache with them; `penalty` is (B, 1 or H, K, L K)."""
-        lanes = penalty.shape[2]
-        query, key, value = self._projected(x, kernels, lanes)
-        cache = self.with_position(cache, self._rows_of(key, value), position, tf.shape(penalty)[3] // lanes)
-        mixed, _ = self._mixed(query, *self._by_head(cache, penalty), penalty)
-        return product(mixed, kernels[1], self.projection.bias, as_rows=True), cache
-
-    def step_apart(
         self, x: tf.Tensor, kernels: Sequence[tf.Tensor], cache: Cache, penalty: tf.Tensor, own_penalty: tf.Tensor
     ) -> tuple[tf.Tensor, Cache]:
-        """As `step`, but the cache stays as it is: given are only the rows (B H, K d) for `with_position`.
+        """Columns (D, R) of the next position -> (D, R), and keys and values (B H, K d) for `with_position`.
 
-        `penalty` hides all positions that are not in the cache yet; `own_penalty` (1, 1 or H, 1, 1) is of the new one.
+        `penalty` (B, 1 or H, K, L K) hides all positions that are not in the cache yet; `own_penalty` (1, 1 or H, 1, 1)
+        is of the next one.
         """
         lanes = penalty.shape[2]
         query, key, value = self._projected(x, kernels, lanes)
         keys, values = self._by_head(cache, penalty)
-        past = tf.matmul(query * self.scale, keys, transpose_b=True) + penalty
+        past = self._scores(query, keys) + penalty
         own = tf.reduce_sum(query * self.scale * key, axis=-1, keepdims=True) + own_penalty
         weights = tf.nn.softmax(tf.concat([past, own], axis=-1))
         mixed = tf.matmul(weights[..., :-1], values) + weights[..., -1:] * value
@@ -218,14 +209,16 @@ class Attention(keras.layers.Layer):
         self, query: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, penalty: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Mixtures of the values, as rows (R, I), and the weights (B, H, K, S)."""
-        # The longer matrix on the left: half the time.
-        scores = tf.matmul(keys, query * self.scale, transpose_b=True)  # (B, H, S, K)
-        if query.shape[2] == 1:
-            scores = tf.reshape(scores, (-1, self.num_heads, 1, tf.shape(scores)[2]))
-        else:
-            scores = tf.linalg.matrix_transpose(scores)
-        weights = tf.nn.softmax(scores + penalty)
+        weights = tf.nn.softmax(self._scores(query, keys) + penalty)
         return self._joined(tf.matmul(weights, values)), weights
+
+    def _scores(self, query: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+        """(B, H, K, d) and (B, H, S, d) -> (B, H, K, S)."""
+        # The longer matrix on the left: half the time.
+        scores = tf.matmul(keys, query * self.scale, transpose_b=True)
+        if query.shape[2] == 1:
+            return tf.reshape(scores, (-1, self.num_heads, 1, tf.shape(scores)[2]))
+        return tf.linalg.matrix_transpose(scores)
 
     def _joined(self, mixed: tf.Tensor) -> tf.Tensor:
         """(B, H, K, d) -> rows (R, I)."""
@@ -299,12 +292,12 @@ class FeedForward(keras.layers.Layer):
             inner *= self.gate(x)
         return self.outer(self.dropout(inner, training=training))
 
-    def step(self, x: tf.Tensor, kernels: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Columns (D, R) -> (D, R)."""
+    def step(self, x: tf.Tensor, kernels: Sequence[tf.Tensor]) -> tuple[tf.Tensor, None]:
+        """Columns (D, R) -> (D, R), and nothing besides."""
         inner = self.inner.activation(product(x, kernels[0], self.inner.bias))
         if self.gate is not None:
             inner *= product(x, kernels[1], self.gate.bias)
-        return product(inner, kernels[-1], self.outer.bias)
+        return product(inner, kernels[-1], self.outer.bias), None
 
 
 class Residual(keras.layers.Layer):

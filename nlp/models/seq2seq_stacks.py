@@ -6,6 +6,7 @@ of a cache, D features, H heads.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -35,8 +36,7 @@ class DecoderState(NamedTuple):
     """What decoding carries from step to step; used up by the step that takes it.
 
     Attributes:
-        units: for each layer its cache, or the state (D, R) of its recurrent unit; after a step that was not `in_place`
-            rows (B H, K d) of keys and values in the place of a cache.
+        units: for each layer its cache, or the state (D, R) of its recurrent unit.
         memories: for each layer keys and values of the source.
         memory_penalty: float32 (B, 1, 1, S), for padding.
         ancestors: int32 (B, L, K), the lane in which a lane's past was at each position; -1 where nothing is yet.
@@ -229,41 +229,30 @@ class DecoderStack(Stack):
             seen=tf.zeros((batch_size, lanes, tf.shape(memory)[1] if with_seen else 0)),
         )
 
-    def step(
-        self, rows: tf.Tensor, position: tf.Tensor, state: DecoderState, *, in_place: bool = True
-    ) -> tuple[tf.Tensor, DecoderState]:
-        """Rows (R, D) of the token table at a position -> features (R, D), and the next state.
+    def step(self, rows: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
+        """Rows (R, D) of the token table at a position -> features (R, D), and the next state without its caches.
 
         Args:
             rows: of the last tokens.
             position: the number of steps so far, a scalar.
-            state: one `with_room`.
-            in_place: put new keys and values into the caches of `state`; otherwise they are given in the caches' place,
-                for `with_units`. Recurrent units have no caches.
+            state: one `with_room`, which stays as it is. In the place of caches, units of the next are keys and values
+                of the position, for `with_units`.
         """
         lanes = state.ancestors.shape[2]
-        ancestors, past = state.ancestors, None
+        ancestors, penalty, own_penalty = state.ancestors, None, None
         if not self.recurrent:
             ancestors = _with_position(state.ancestors, position)
-            past = Past(
-                self._past_penalty(ancestors if in_place else state.ancestors, position),
-                None if in_place else self._own_penalty(),
-            )
+            penalty, own_penalty = self._past_penalty(state.ancestors, position), self._own_penalty()
         x = self._embedded_step(rows, position)
-        units, weights = [], None
+        units, weights, hidden = [], None, state.memory_penalty
         for (unit, look, feed_forward), kept, memory, kernels in zip(
             self.blocks, state.units, state.memories, state.kernels, strict=True
         ):
-            # Called at once, within the turn of the loop that they take their values from.
-            x, kept = unit.step(
-                x,
-                lambda x: _unit_step(unit.part, x, kernels[0], kept, position, past),  # noqa: B023
-            )
+            x, kept = unit.step(x, functools.partial(_unit_step, unit.part, kernels[0], kept, penalty, own_penalty))
             x, weights = look.step(
-                x,
-                lambda x: look.part.look(x, kernels[1], memory, state.memory_penalty, lanes),  # noqa: B023
+                x, functools.partial(look.part.look, kernels=kernels[1], memory=memory, penalty=hidden, lanes=lanes)
             )
-            x, _ = feed_forward.step(x, lambda x: (feed_forward.part.step(x, kernels[2]), None))  # noqa: B023
+            x, _ = feed_forward.step(x, functools.partial(feed_forward.part.step, kernels=kernels[2]))
             units.append(kept)
         seen = state.seen if state.seen.shape[2] == 0 else state.seen + tf.reduce_mean(weights, axis=1)
         x = normalised(self.final_norm, x) if self.final_norm is not None else x
@@ -289,7 +278,7 @@ class DecoderStack(Stack):
         return normalised(self.embedding_norm, x) if self.embedding_norm is not None else x
 
     def with_units(self, position: tf.Tensor, state: DecoderState, units: Any) -> DecoderState:
-        """The state `with_room` after a step not `in_place` that has given `units`: rows (B H, K d) of caches."""
+        """The state `with_room` and what a step has given as `units`: rows (B H, K d) for caches, written in place."""
         if not self.recurrent:
             length = tf.shape(state.ancestors)[1]
             units = tuple(
@@ -341,19 +330,12 @@ def _with_position(ancestors: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
     return tf.where(here, tf.range(ancestors.shape[2]), ancestors)
 
 
-class Past(NamedTuple):
-    """What lanes may see of the past: added to scores (B, 1 or H, K, L K), and to the new position's if it is apart."""
-
-    penalty: tf.Tensor
-    own_penalty: tf.Tensor | None
-
-
 def _unit_step(
-    part: Attention | SSRU, x: tf.Tensor, kernels: Any, kept: Any, position: tf.Tensor, past: Past | None
+    part: Attention | SSRU,
+    kernels: Any,
+    kept: Any,
+    penalty: tf.Tensor | None,
+    own_penalty: tf.Tensor | None,
+    x: tf.Tensor,
 ) -> tuple[tf.Tensor, Any]:
-    if isinstance(part, SSRU):
-        return part.step(x, kernels, kept)
-    assert past is not None
-    if past.own_penalty is None:
-        return part.step(x, kernels, kept, position, past.penalty)
-    return part.step_apart(x, kernels, kept, past.penalty, past.own_penalty)
+    return part.step(x, kernels, kept) if isinstance(part, SSRU) else part.step(x, kernels, kept, penalty, own_penalty)
