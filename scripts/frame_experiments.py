@@ -126,7 +126,8 @@ def gpu() -> dict[str, Any]:
         raise FileNotFoundError("TensorFlow sees no GPU here. What was measured on another machine stays as it is.")
     checks, failed = record.pop("checks"), record.pop("failed")
     record["settings"] = (
-        f"driver {record['driver']}, TensorFlow {record['tensorflow']} built for CUDA {record['cuda']}, no XLA"
+        f"driver {record['driver']}, TensorFlow {record['tensorflow']} built for CUDA {record['cuda']}; XLA only where "
+        "it is named"
     )
     record["figures"] = {"tasks tried": len(checks), "tasks that train": len(checks) - len(failed)} | record["figures"]
     return record

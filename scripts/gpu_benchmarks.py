@@ -6,6 +6,7 @@ Where TensorFlow sees no GPU nothing is measured, and the result says so.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import random
@@ -23,7 +24,7 @@ from shared.runtime import RuntimeConfig
 from shared.training_config import TrainingConfig
 
 if TYPE_CHECKING:
-    from shared.training import TrainingTask
+    from shared.training import TrainingTask, TrainStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,29 +223,28 @@ def _throughput(sizes: Sizes, repeats: int, card: str, precision: str) -> dict[s
             found = measured({f"{name}, {side}": run for side, run in sides.items()}, repeats)
             flops = _flops_per_example(task)
         rates |= found
-        synthetic, pipeline = (found[f"{name}, {side}"]["median"] for side in ("synthetic", "pipeline"))
+        synthetic, pipeline, compiled = (found[f"{name}, {side}"]["median"] for side in sides)
         ratios[f"{name}, pipeline / synthetic"] = pipeline / synthetic
+        ratios[f"{name}, with XLA / without"] = compiled / synthetic
         figures |= _utilisation(name, flops, synthetic, card, precision)
     return {"rates": rates, "ratios": ratios, "figures": figures}
 
 
 def _sides(task: TrainingTask, training: TrainingConfig, steps: int) -> dict[str, Callable[[], float]]:
-    """Training examples/s on one batch that is on the device, and on batches as the input pipeline makes them."""
+    """Training examples/s on one batch that is on the device, on batches as the input pipeline makes them, and of a
+    compiled step on the one batch.
+    """
     import tensorflow as tf
 
-    from shared.optimizers import build_optimizer
-    from shared.training import TrainStep
+    from shared.runtime import activated, current_runtime
 
-    factors = task.rate_factors
-    optimizer = build_optimizer(
-        training, task.model.trainable_variables, 1e-4, rate_factors=factors, row_wise=task.row_wise
-    )
-    step = TrainStep(task, optimizer, training)
+    plain, compiled = _step(task, training), _step(task, training)
+    with_xla = dataclasses.replace(current_runtime(), xla=True)
     batches = itertools.chain.from_iterable(task.batches.epoch(number) for number in itertools.count())
     first = next(batches)
     kept = {key: tf.convert_to_tensor(array) for key, array in first.items()}
 
-    def rate(source: Iterator[Any]) -> float:
+    def rate(step: TrainStep, source: Iterator[Any]) -> float:
         start, count = perf_counter(), 0
         for batch in itertools.islice(source, steps):
             step([batch])
@@ -255,7 +255,24 @@ def _sides(task: TrainingTask, training: TrainingConfig, steps: int) -> dict[str
             raise RuntimeError(f"The loss is {loss} in the timed steps.")
         return count / seconds
 
-    return {"synthetic": lambda: rate(itertools.repeat(kept)), "pipeline": lambda: rate(batches)}
+    def compiled_rate() -> float:
+        with activated(with_xla):
+            return rate(compiled, itertools.repeat(kept))
+
+    return {
+        "synthetic": lambda: rate(plain, itertools.repeat(kept)),
+        "pipeline": lambda: rate(plain, batches),
+        "synthetic with XLA": compiled_rate,
+    }
+
+
+def _step(task: TrainingTask, training: TrainingConfig) -> TrainStep:
+    from shared.optimizers import build_optimizer
+    from shared.training import TrainStep
+
+    factors, variables = task.rate_factors, task.model.trainable_variables
+    optimizer = build_optimizer(training, variables, 1e-4, rate_factors=factors, row_wise=task.row_wise)
+    return TrainStep(task, optimizer, training)
 
 
 def _flops_per_example(task: TrainingTask) -> float | None:

@@ -32,8 +32,10 @@ class FastLayerNormalization(keras.layers.LayerNormalization):
             return super().call(inputs)
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         if not training:
-            if not _is_constant(gamma) or not self.epsilon:
-                return super().call(inputs)  # without a gradient to come there is nothing to gain
+            if not _is_constant(gamma) or not self.epsilon or tf.config.list_logical_devices("GPU"):
+                # Without a gradient to come there is nothing to gain; and with a GPU, TensorFlow's optimizer of graphs
+                # makes an operation that runs on no GPU.
+                return super().call(inputs)
             normal = _as_one_operation(tf.cast(inputs, gamma.dtype), gamma, beta, self.epsilon)
             return tf.cast(normal, self.compute_dtype)
         rows = tf.reshape(inputs, (-1, inputs.shape[-1]))

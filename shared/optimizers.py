@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import keras
@@ -149,6 +149,21 @@ def _create(config: TrainingConfig, schedule: Schedule | float) -> keras.optimiz
     return _per_variable(_Adam)(schedule, global_clipnorm=clip)
 
 
+class _Scalars:
+    """Scalars of one step, each made once: as an operation for each variable they are half of a graph's nodes."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, tf.Tensor] = {}
+
+    def get(self, key: Hashable, make: Callable[[], tf.Tensor]) -> tf.Tensor:
+        """What `make` gave first; under a strategy, where each device needs its own, what it gives now."""
+        if tf.distribute.has_strategy():
+            return make()
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
 class _Adam(keras.optimizers.Adam):
     """Keras's Adam, in one pass over memory: TensorFlow's kernel reads and writes each array once.
 
@@ -157,16 +172,18 @@ class _Adam(keras.optimizers.Adam):
     LazyAdam). Decay, too, comes with the rows.
     """
 
+    scalars: _Scalars
+
     def update_rows(self, rows: tf.IndexedSlices, variable: Any, learning_rate: Any, decay: float) -> None:
         """Adam's update of distinct `rows` alone, with decoupled weight decay."""
-        index, step = self._get_variable_index(variable), tf.cast(self.iterations.value, tf.float32) + 1.0
+        index = self._get_variable_index(variable)
         moments = self._momentums[index].value, self._velocities[index].value
         gradient = tf.cast(rows.values, tf.float32)
         first = self.beta_1 * tf.gather(moments[0], rows.indices) + (1 - self.beta_1) * gradient
         second = self.beta_2 * tf.gather(moments[1], rows.indices) + (1 - self.beta_2) * tf.square(gradient)
         for moment, values in zip(moments, (first, second), strict=True):
             moment.scatter_update(tf.IndexedSlices(values, rows.indices))
-        rate = learning_rate * tf.sqrt(1 - tf.pow(self.beta_2, step)) / (1 - tf.pow(self.beta_1, step))
+        rate = learning_rate * tf.sqrt(1 - self._power(self.beta_2)) / (1 - self._power(self.beta_1))
         change = rate * first / (tf.sqrt(second) + self.epsilon)
         if decay:
             change += learning_rate * decay * tf.gather(variable, rows.indices)
@@ -176,19 +193,27 @@ class _Adam(keras.optimizers.Adam):
         if tf.distribute.has_strategy() or variable.dtype != "float32":
             super().update_step(gradient, variable, learning_rate)
             return
-        index, step = self._get_variable_index(variable), tf.cast(self.iterations.value, tf.float32) + 1.0
+        index = self._get_variable_index(variable)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[index].value.handle,
             v=self._velocities[index].value.handle,
-            beta1_power=tf.pow(tf.constant(self.beta_1, tf.float32), step),
-            beta2_power=tf.pow(tf.constant(self.beta_2, tf.float32), step),
+            beta1_power=self._power(self.beta_1),
+            beta2_power=self._power(self.beta_2),
             lr=tf.cast(learning_rate, tf.float32),
             beta1=self.beta_1,
             beta2=self.beta_2,
             epsilon=self.epsilon,
             grad=tf.cast(gradient, tf.float32),
         )
+
+    def _power(self, beta: float) -> tf.Tensor:
+        """`beta` to the number of this step, from 1."""
+
+        def power() -> tf.Tensor:
+            return tf.pow(tf.constant(beta, tf.float32), tf.cast(self.iterations.value, tf.float32) + 1.0)
+
+        return self.scalars.get(("power", beta), power)
 
 
 @functools.cache
@@ -199,8 +224,10 @@ def _per_variable(base: type[keras.optimizers.Optimizer]) -> type[keras.optimize
         rate_factors: list[float]
         decays: list[float]
         row_wise: list[bool]
+        scalars: _Scalars
 
         def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+            self.scalars = _Scalars()
             variables = self._trainable_variables if trainable_variables is None else trainable_variables
             pairs = zip(grads, variables, strict=True)
             super().apply([self._by_rows(gradient, variable) for gradient, variable in pairs], trainable_variables)
@@ -223,15 +250,17 @@ def _per_variable(base: type[keras.optimizers.Optimizer]) -> type[keras.optimize
             return grads_and_vars  # the training step has added them up over replicas already
 
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-            index = self._get_variable_index(variable)
-            rate = tf.cast(learning_rate, variable.dtype) * self.rate_factors[index]
+            index, dtype = self._get_variable_index(variable), variable.dtype
+            factor, decay = self.rate_factors[index], self.decays[index]
+            rate = self.scalars.get(("rate", dtype, factor), lambda: tf.cast(learning_rate, dtype) * factor)
             if isinstance(gradient, tf.IndexedSlices) and self.row_wise[index]:
-                self.update_rows(gradient, variable, rate, self.decays[index])
+                self.update_rows(gradient, variable, rate, decay)
                 return
-            if self.decays[index]:
+            if decay:
                 # One product, whose memory becomes the variable's: it is read and written once, where a difference
                 # takes five passes. It rounds the decay to a multiple of 6e-8.
-                self.assign(variable, variable * (1 - rate * self.decays[index]))
+                kept = self.scalars.get(("kept", dtype, factor, decay), lambda: 1 - rate * decay)
+                self.assign(variable, variable * kept)
             super().update_step(gradient, variable, rate)
 
     PerVariable.__name__ = base.__name__.removeprefix("_")

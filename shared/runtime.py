@@ -244,8 +244,7 @@ def _select_devices(devices: str, memory_growth: bool) -> list[str]:
 
     gpus = tf.config.list_physical_devices("GPU")
     if memory_growth:
-        for gpu in gpus:
-            tf.config.experimental.set_memory_growth(gpu, True)
+        _take_memory_as_needed(gpus)
     if devices == "auto":
         devices = "gpu" if gpus else "cpu"
     if devices == "cpu":
@@ -260,6 +259,21 @@ def _select_devices(devices: str, memory_growth: bool) -> list[str]:
             f"`devices` asks for {devices!r}; this machine has {', '.join(names)}. Use one of those, or 'auto'."
         )
     return chosen
+
+
+def _take_memory_as_needed(gpus: list[tf.config.PhysicalDevice]) -> None:
+    import tensorflow as tf
+
+    for gpu in gpus:
+        try:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        except RuntimeError:
+            # Whatever else was asked for takes effect all the same.
+            logger.warning(
+                "memory_growth=True has no effect on %s: TensorFlow is already in use, and has all of its memory. "
+                "Apply the runtime before anything is computed.",
+                gpu.name,
+            )
 
 
 def _strategy(devices: list[str]) -> tf.distribute.Strategy | None:

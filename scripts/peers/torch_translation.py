@@ -5,7 +5,8 @@
 DIRECTORY holds a Hugging Face Marian checkpoint and `arrays.npz`. A line {"beams": K, "length": T} generates T tokens
 for each source in it (source_ids, mask) and is answered with {"seconds": S, "peak_mib": M, "tokens": [...]}, the
 sequences without their start token. A line {"batches": N} makes a training step on each of the batches in it
-(source_ids_0, ...) and is answered with {"seconds": S}. Needs torch and transformers.
+(source_ids_0, ...) and is answered with {"seconds": S}. Computes on a GPU where PyTorch sees one. Needs torch and
+transformers.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ class Peer:
     def __init__(self, directory: str, dtype: torch.dtype) -> None:
         self.directory = Path(directory)
         self.arrays = np.load(self.directory / "arrays.npz")
-        self.model = transformers.AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=dtype)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = transformers.AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=dtype).to(self.device)
         self.optimizer: Any = None
 
     def tensor(self, name: str) -> torch.Tensor:
-        """An array, integers as int64."""
-        return torch.from_numpy(self.arrays[name].astype(np.int64))
+        """An array, integers as int64, where the model is."""
+        return torch.from_numpy(self.arrays[name].astype(np.int64)).to(self.device)
 
     def generate(self, beams: int, length: int) -> dict[str, Any]:
         """So many tokens for each source."""
@@ -47,7 +49,7 @@ class Peer:
         lengths = {"min_new_tokens": length, "max_new_tokens": length}
         start = time.perf_counter()
         with torch.inference_mode():
-            found = self.model.generate(source, attention_mask=mask, num_beams=beams, do_sample=False, **lengths)
+            found = self.model.generate(source, attention_mask=mask, num_beams=beams, do_sample=False, **lengths).cpu()
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "tokens": found[:, 1:].tolist(), "peak_mib": peak_mib()}
 
@@ -58,6 +60,7 @@ class Peer:
             self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
         names = ("source_ids", "source_mask", "target_ids", "targets")
         prepared = [[self.tensor(f"{name}_{number}") for name in names] for number in range(batches)]
+        self.wait()
         start = time.perf_counter()
         for source, mask, read, targets in prepared:
             logits = self.model(input_ids=source, attention_mask=mask, decoder_input_ids=read).logits
@@ -66,7 +69,13 @@ class Peer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+        self.wait()
         return {"seconds": time.perf_counter() - start}
+
+    def wait(self) -> None:
+        """Until a GPU has done what it was given."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
 
 def main(directory: str, threads: str, precision: str) -> None:

@@ -62,9 +62,11 @@ def test_networks_are_timed_on_both_kinds_of_input(gpu_benchmarks, monkeypatch, 
     result = gpu_benchmarks.gpu(2, sizes=tiny, precision="float32")
     assert result["checks"]["ranking"]["trains"]
     assert result["failed"] == []
-    assert list(result["rates"]) == [f"{name}, {side}" for name in few for side in ("synthetic", "pipeline")]
+    sides = ("synthetic", "pipeline", "synthetic with XLA")
+    assert list(result["rates"]) == [f"{name}, {side}" for name in few for side in sides]
     assert all(len(rate["all"]) == 2 and min(rate["all"]) > 0 for rate in result["rates"].values())
-    assert set(result["ratios"]) == {f"{name}, pipeline / synthetic" for name in few}
+    compared = ("pipeline / synthetic", "with XLA / without")
+    assert set(result["ratios"]) == {f"{name}, {ratio}" for name in few for ratio in compared}
     # No card, no peak; and how many positions SASRec's loss takes is left to the data.
     assert set(result["figures"]) == {"DLRM, TFLOP/s"}
 
@@ -91,7 +93,7 @@ def test_a_task_that_does_not_train_is_named_and_the_rest_goes_on(gpu_benchmarks
 def test_every_task_trains_and_every_network_is_timed(gpu_benchmarks, tiny):
     result = gpu_benchmarks.gpu(1, sizes=tiny, precision="float32")
     assert result["failed"] == []
-    assert len(result["rates"]) == 8
+    assert len(result["rates"]) == 12
 
 
 def test_checkpointing_is_compared_in_processes_of_their_own(gpu_benchmarks, tiny):

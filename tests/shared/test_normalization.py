@@ -91,3 +91,20 @@ def test_constant_weights_of_a_layer_in_16_bits_are_used_in_32():
 
     assert answer().dtype == tf.bfloat16
     np.testing.assert_allclose(tf.cast(answer(), tf.float32), tf.cast(layer(x), tf.float32), atol=0.03)
+
+
+def test_with_a_gpu_constant_weights_are_left_to_keras(monkeypatch):
+    """TensorFlow's optimizer of graphs would make an operation of it that runs on no GPU."""
+    layer, keras_layer = pair(epsilon=1e-12)
+    x = tf.constant(RNG.normal(0.5, 0.01, (4, 6)).astype(np.float32))
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind=None: ["gpu"])
+
+    def types(layer: keras.layers.Layer) -> list[str]:
+        @tf.function(autograph=False)
+        def answer(x: tf.Tensor) -> tf.Tensor:
+            return layer.stateless_call([tf.constant(GAMMA), tf.constant(BETA)], [], x)[0]
+
+        operations = answer.get_concrete_function(x).graph.get_operations()
+        return sorted(operation.type for operation in operations)
+
+    assert types(layer) == types(keras_layer)

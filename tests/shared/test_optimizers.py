@@ -174,3 +174,18 @@ def test_other_optimizers_take_row_wise_tables_as_a_whole():
         optimizer = build_optimizer(TrainingConfig(optimizer=name), [table], 0.01, row_wise=[table])
         optimizer.apply([tf.IndexedSlices(tf.ones((1, 3)), tf.constant([2]), tf.constant([4, 3]))], [table])
         assert (table.numpy()[2] < 1).all()
+
+
+def test_variables_share_the_scalars_of_a_step():
+    """A graph of many variables has few operations for each: on a GPU every scalar is a launch."""
+    config = TrainingConfig(weight_decay=0.1)
+
+    def size(number: int) -> int:
+        made = [keras.Variable(np.ones((2, 2), np.float32)) for _ in range(number)]
+        optimizer = build_optimizer(config, made, build_schedule(config, 10), rate_factors=[0.5] * number)
+        step = tf.function(lambda: optimizer.apply([tf.ones((2, 2))] * number), autograph=False)
+        operations = step.get_concrete_function().graph.get_operations()
+        return sum(operation.type in {"Pow", "Mul", "Sub", "Cast", "Sqrt"} for operation in operations)
+
+    # Of each: its gradient is clipped and it decays.
+    assert size(20) - size(10) <= 10 * 2

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import keras
 import pytest
+import tensorflow as tf
 
 import shared.runtime as runtime_module
 from shared.runtime import RuntimeConfig, activated, current_runtime, float32_policy, seeded
@@ -27,6 +28,19 @@ def _put_back(monkeypatch):
 def test_a_device_that_is_not_there_is_named(devices):
     with pytest.raises(ValueError, match=f"asks for '{devices}'; this machine has .*cpu:0"):
         RuntimeConfig(devices=devices).apply()
+
+
+def test_memory_that_is_taken_already_is_no_error(monkeypatch, caplog):
+    class Gpu:
+        name = "/physical_device:GPU:0"
+
+    def too_late(gpu, enable):
+        raise RuntimeError("Physical devices cannot be modified after being initialized")
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [Gpu()])
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", too_late)
+    RuntimeConfig(devices="gpu:0").apply()
+    assert "memory_growth=True has no effect on /physical_device:GPU:0" in caplog.text
 
 
 def test_nothing_applied_is_the_process_as_it_is():
