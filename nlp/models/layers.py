@@ -5,13 +5,13 @@ Shapes: B texts, T tokens, D features.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import keras
 import tensorflow as tf
 
+from shared.dense import add_bias, gelu
 from shared.normalization import FastLayerNormalization
 
 Activation: TypeAlias = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
@@ -23,8 +23,7 @@ _INITIAL_STDDEV = 0.02
 def activation_function(name: Activation | Literal["linear"]) -> Callable[[tf.Tensor], tf.Tensor]:
     """The function of this name; "gelu" is the exact one with erf, "gelu_tanh" its older approximation."""
     functions: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
-        # tf.nn.gelu is written with erfc, which converters to ONNX do not know.
-        "gelu": lambda x: 0.5 * x * (1.0 + tf.math.erf(x * math.sqrt(0.5))),
+        "gelu": gelu,
         "gelu_tanh": lambda x: tf.nn.gelu(x, approximate=True),
         "relu": tf.nn.relu,
         "silu": tf.nn.silu,
@@ -71,26 +70,9 @@ class Linear(keras.layers.Layer):
         """Give the mapped and activated rows."""
         rows = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), self.kernel)
         if self.bias is not None:
-            rows = _add_bias(rows, tf.convert_to_tensor(self.bias))
+            rows = add_bias(rows, tf.convert_to_tensor(self.bias))
         rows = self.activation(rows)
         return rows if x.shape.rank == 2 else tf.reshape(rows, (-1, length_of(x), self.units))
-
-
-def _add_bias(rows: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """(N, D) and (D,) -> (N, D).
-
-    In 16 bits the bias gets its gradient by a product with a row of ones, which sums in 32. TensorFlow's own kernel
-    sums in 16: on CPUs it was a third off for 4,096 rows, and on a GPU it took a sixth of a step of BERT-base.
-    """
-    return tf.nn.bias_add(rows, bias) if rows.dtype == tf.float32 else _add_bias_in_16_bits(rows, bias)
-
-
-@tf.custom_gradient  # type: ignore[untyped-decorator]
-def _add_bias_in_16_bits(rows: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return upstream, tf.matmul(tf.ones((1, tf.shape(upstream)[0]), upstream.dtype), upstream)[0]
-
-    return tf.nn.bias_add(rows, bias), gradient
 
 
 def layer_norm(epsilon: float, name: str | None = None) -> keras.layers.LayerNormalization:

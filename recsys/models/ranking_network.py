@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from recsys.feature_encoder import FeatureLayout
 from recsys.models.feature_embedding import FeatureEmbedding
+from shared.dense import Dense
 
 # Odd numbers that spread pairs over buckets (Knuth's multiplicative hashing); part of saved models.
 _FIRST_FACTOR, _SECOND_FACTOR = 2_654_435_761, 40_503
@@ -38,7 +39,7 @@ class RankingNetwork(keras.Model):
         self.embedding = FeatureEmbedding(layout, dim, name="embedding")
         self.deep = Perceptron(hidden, dropout, name="deep")
         # In float32 also where other layers are not: rounded logits would be ties.
-        self.head = keras.layers.Dense(1, name="head", dtype="float32")
+        self.head = Dense(1, name="head", dtype="float32")
 
     def build(self, *_: Any) -> None:
         """Make the table; other layers are built when they are first called."""
@@ -133,9 +134,9 @@ class DcnNetwork(RankingNetwork):
     ) -> None:
         super().__init__(layout, dim=dim, hidden=hidden, dropout=dropout)
         width = self.embedding.flat_width
-        self.crosses = [keras.layers.Dense(width, name=f"cross_{number}") for number in range(cross_layers)]
+        self.crosses = [Dense(width, name=f"cross_{number}") for number in range(cross_layers)]
         names = [f"projection_{number}" for number in range(cross_layers)] if rank else []
-        self.projections = [keras.layers.Dense(rank, use_bias=False, name=name) for name in names]
+        self.projections = [Dense(rank, use_bias=False, name=name) for name in names]
 
     def logits(self, arrays: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
         """Logits (B, 1)."""
@@ -158,7 +159,7 @@ class FirstOrder(keras.layers.Layer):
             self.categories = FeatureEmbedding(layout, 1, scale=1e-3, name="categories", dtype="float32")
         self.linear: Any = None
         if layout.num_numbers:
-            self.linear = keras.layers.Dense(1, use_bias=False, name="linear", dtype="float32")
+            self.linear = Dense(1, use_bias=False, name="linear", dtype="float32")
 
     def call(self, arrays: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Sums of the weights of what is there."""
@@ -266,7 +267,7 @@ class Perceptron(keras.layers.Layer):
     def __init__(self, widths: Sequence[int], dropout: float, *, name: str) -> None:
         super().__init__(name=name)
         numbered = enumerate(widths)
-        self.layers = [keras.layers.Dense(width, activation="relu", name=f"dense_{n}") for n, width in numbered]
+        self.layers = [Dense(width, activation="relu", name=f"dense_{n}") for n, width in numbered]
         self.dropouts = [keras.layers.Dropout(dropout) for _ in widths] if dropout else []
 
     def call(self, values: tf.Tensor, training: bool = False) -> tf.Tensor:

@@ -6,11 +6,14 @@ so what comes after the last real one changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from shared.dense import Dense, gelu
+from shared.normalization import FastLayerNormalization
 from shared.recomputation import recomputable
 
 
@@ -33,9 +36,9 @@ class SequenceNetwork(keras.Model):
         """Normal values of deviation 0.02, cut off at twice that, as BERT's."""
         return keras.initializers.TruncatedNormal(stddev=0.02)
 
-    def dense(self, width: int, name: str, *, activation: str | None = None) -> keras.layers.Dense:
+    def dense(self, width: int, name: str, *, activation: Callable[[tf.Tensor], tf.Tensor] | None = None) -> Dense:
         """A dense layer with these initial weights."""
-        return keras.layers.Dense(width, activation=activation, kernel_initializer=self.initializer(), name=name)
+        return Dense(width, activation=activation, kernel_initializer=self.initializer(), name=name)
 
     def embedded(self, items: tf.Tensor) -> tf.Tensor:
         """Rows of the table, (B, T, D)."""
@@ -77,7 +80,7 @@ class AttentionNetwork(SequenceNetwork):
         self.blocks = [
             AttentionBlock(self, num_heads, hidden_dim, dropout, name=f"block_{number}") for number in range(num_layers)
         ]
-        self.norm = keras.layers.LayerNormalization(epsilon=1e-6, name="norm")
+        self.norm = FastLayerNormalization(epsilon=1e-6, name="norm")
 
     def call(self, items: tf.Tensor, lengths: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Vectors (B, T, D)."""
@@ -97,11 +100,11 @@ class AttentionBlock(keras.layers.Layer):
     def __init__(self, network: SequenceNetwork, num_heads: int, hidden_dim: int, dropout: float, name: str) -> None:
         super().__init__(name=name, dtype=network.dtype_policy)
         self.num_heads = num_heads
-        self.before = keras.layers.LayerNormalization(epsilon=1e-6, name="attention_norm")
+        self.before = FastLayerNormalization(epsilon=1e-6, name="attention_norm")
         self.projections = network.dense(3 * network.dim, "projections")
         self.output_projection = network.dense(network.dim, "output")
-        self.between = keras.layers.LayerNormalization(epsilon=1e-6, name="feed_forward_norm")
-        self.inner = network.dense(hidden_dim, "inner", activation="gelu")
+        self.between = FastLayerNormalization(epsilon=1e-6, name="feed_forward_norm")
+        self.inner = network.dense(hidden_dim, "inner", activation=gelu)
         self.outer = network.dense(network.dim, "outer")
         self.dropout = keras.layers.Dropout(dropout, name="dropout")
 

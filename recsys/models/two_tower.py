@@ -19,6 +19,7 @@ from recsys.models.feature_embedding import FeatureEmbedding
 from recsys.models.in_batch import in_batch_softmax
 from recsys.models.scorers import Arrays, FactorScorer
 from recsys.top_k import block_size
+from shared.dense import Dense
 from shared.runtime import current_runtime
 
 # Rows of a tower that are computed at once when answers are prepared.
@@ -63,16 +64,13 @@ class Tower(keras.layers.Layer):
         self.features: FeatureEmbedding | None = None
         if layout is not None:
             self.features = FeatureEmbedding(layout, dim, name="features")
-            self.projection = keras.layers.Dense(
-                dim, use_bias=False, kernel_initializer=_initial(dim), name="features_out"
-            )
+            self.projection = Dense(dim, use_bias=False, kernel_initializer=_initial(dim), name="features_out")
             self.features.build()
             self.projection.build((None, self.features.flat_width))
         self.hidden = [
-            keras.layers.Dense(width, activation="relu", name=f"hidden_{number}")
-            for number, width in enumerate(hidden_dims)
+            Dense(width, activation="relu", name=f"hidden_{number}") for number, width in enumerate(hidden_dims)
         ]
-        self.out = keras.layers.Dense(dim, name="out") if hidden_dims else None
+        self.out = Dense(dim, name="out") if hidden_dims else None
         signature = [tf.TensorSpec((None,), tf.int32), feature_specs(layout)]
         self._read = tf.function(self._float32, input_signature=signature, autograph=False)
 
