@@ -219,7 +219,7 @@ def _throughput(sizes: Sizes, repeats: int, card: str, precision: str) -> dict[s
     figures: dict[str, Any] = {}
     for name, make in NETWORKS.items():
         with make(sizes) as (task, training):
-            sides = _sides(task, training, sizes.steps)
+            sides, figures[f"{name}, seconds of compilation"] = _sides(task, training, sizes.steps)
             found = measured({f"{name}, {side}": run for side, run in sides.items()}, repeats)
             flops = _flops_per_example(task)
         rates |= found
@@ -230,16 +230,13 @@ def _throughput(sizes: Sizes, repeats: int, card: str, precision: str) -> dict[s
     return {"rates": rates, "ratios": ratios, "figures": figures}
 
 
-def _sides(task: TrainingTask, training: TrainingConfig, steps: int) -> dict[str, Callable[[], float]]:
-    """Training examples/s on one batch that is on the device, on batches as the input pipeline makes them, and of a
-    compiled step on the one batch.
+def _sides(task: TrainingTask, training: TrainingConfig, steps: int) -> tuple[dict[str, Callable[[], float]], float]:
+    """Training examples/s on one batch that is on the device, and on batches as the input pipeline makes them; on the
+    one batch also by a step that XLA compiled, and the seconds until its first one was done.
     """
     import tensorflow as tf
 
-    from shared.runtime import activated, current_runtime
-
     plain, compiled = _step(task, training), _step(task, training)
-    with_xla = dataclasses.replace(current_runtime(), xla=True)
     batches = itertools.chain.from_iterable(task.batches.epoch(number) for number in itertools.count())
     first = next(batches)
     kept = {key: tf.convert_to_tensor(array) for key, array in first.items()}
@@ -255,15 +252,23 @@ def _sides(task: TrainingTask, training: TrainingConfig, steps: int) -> dict[str
             raise RuntimeError(f"The loss is {loss} in the timed steps.")
         return count / seconds
 
-    def compiled_rate() -> float:
-        with activated(with_xla):
-            return rate(compiled, itertools.repeat(kept))
-
-    return {
+    sides = {
         "synthetic": lambda: rate(plain, itertools.repeat(kept)),
         "pipeline": lambda: rate(plain, batches),
-        "synthetic with XLA": compiled_rate,
+        "synthetic with XLA": lambda: rate(compiled, itertools.repeat(kept)),
     }
+    return sides, _compile(compiled, kept)
+
+
+def _compile(step: TrainStep, batch: dict[str, Any]) -> float:
+    """Trace a step under XLA and take it; gives the seconds. It stays compiled."""
+    from shared.runtime import activated, current_runtime
+
+    start = perf_counter()
+    with activated(dataclasses.replace(current_runtime(), xla=True)):
+        step([batch])
+        step.loss_sum.numpy()  # waits for the device
+    return perf_counter() - start
 
 
 def _step(task: TrainingTask, training: TrainingConfig) -> TrainStep:
