@@ -16,7 +16,7 @@ import base64
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -37,6 +37,19 @@ from nlp.unicode_tables import (
 
 _SPACE, _JOINER = 0x20, 0x200D
 _PAGE = 256
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def on_cpu(function: Callable[P, R]) -> Callable[P, R]:
+    """Where strings and tables are, whatever device the caller uses: with a GPU, each lookup would wait for copies."""
+
+    @functools.wraps(function)
+    def there(*arguments: P.args, **options: P.kwargs) -> R:
+        with tf.device("/device:CPU:0"):
+            return function(*arguments, **options)
+
+    return there
 
 
 class Characters(NamedTuple):

@@ -26,13 +26,14 @@ import numpy as np
 import tensorflow as tf
 
 from nlp.graph_pieces import AddedTokens, GraphModel, byte_pair_model, unigram_model, word_piece_model
-from nlp.graph_rules import Characters, Rule, normalizer_rules, pre_tokenizer_rules
+from nlp.graph_rules import Characters, Rule, normalizer_rules, on_cpu, pre_tokenizer_rules
 from nlp.tokenization import TextTokenizer
 from nlp.unicode_tables import NUM_CODES, matching
 
 _MODELS = {"word_piece": word_piece_model, "byte_pair": byte_pair_model, "unigram": unigram_model}
 
 
+@on_cpu
 def in_graph_tokenizer(tokenizer: TextTokenizer, max_length: int) -> InGraphTokenizer:
     """The twin of `tokenizer` for use within a graph.
 
@@ -75,6 +76,7 @@ class InGraphTokenizer(tf.Module):
         ]
         self._tokens = _model(tokenizer, record, np.array([token["id"] for token in added], np.int32))
 
+    @on_cpu
     def __call__(self, texts: tf.Tensor, pairs: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """The first window of each text, or of each text and its pair, as `TextTokenizer.windows` gives it.
 
@@ -90,6 +92,7 @@ class InGraphTokenizer(tf.Module):
         zeros = tf.zeros_like(texts, tf.int32)
         return self._assembled(sides, tf.range(tf.size(texts)), [zeros for _ in sides], self._widths(sides))
 
+    @on_cpu
     def windows(self, texts: tf.Tensor, pairs: tf.Tensor | None = None, *, overlap: int = 0) -> dict[str, tf.Tensor]:
         """All windows of each text, or of each text and its pair, as `TextTokenizer.windows` gives them.
 
@@ -118,6 +121,7 @@ class InGraphTokenizer(tf.Module):
             starts.append(tf.minimum(place * tf.gather(step, rows), last))
         return {**self._assembled(sides, rows, starts, widths), "rows": rows}
 
+    @on_cpu
     def ids(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """All tokens of each text, without special tokens added: int32 (B, None)."""
         decoded = tf.strings.unicode_decode(texts, "UTF-8", errors="replace")

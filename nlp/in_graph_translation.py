@@ -22,7 +22,18 @@ import numpy as np
 import tensorflow as tf
 
 from nlp.graph_pieces import Table, Trie, in_order, merged_pairs, traced_back, utf8_bytes, walked
-from nlp.graph_rules import Characters, CodeTable, Rule, changed, positions, replaced, run_lengths, shifted, text_table
+from nlp.graph_rules import (
+    Characters,
+    CodeTable,
+    Rule,
+    changed,
+    on_cpu,
+    positions,
+    replaced,
+    run_lengths,
+    shifted,
+    text_table,
+)
 from nlp.sentence_pieces import (
     BYTE,
     BYTE_PAIRS,
@@ -43,6 +54,7 @@ _SPACE, _META = 0x20, ord(META)
 _UNKNOWN_PENALTY = np.float32(10.0)
 
 
+@on_cpu
 def in_graph_translation(tokenizer: TranslationTokenizer, *, language: str = "") -> InGraphTranslation:
     """The twin of `tokenizer` for use within a graph.
 
@@ -87,6 +99,7 @@ class InGraphTranslation(tf.Module):
         spelling[:] = [*target.spelling, b""]
         self._spelling = tf.constant(spelling, tf.string)
 
+    @on_cpu
     def encode(self, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Source ids, as `TranslationTokenizer.encode` gives them.
 
@@ -111,10 +124,12 @@ class InGraphTranslation(tf.Module):
         rows = tf.concat([heads.with_row_splits_dtype(tf.int64), self._pieces(texts), ends], axis=1)
         return rows.to_tensor(self._pad), tf.sequence_mask(rows.row_lengths())
 
+    @on_cpu
     def knows(self, token_ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         """Bool (B,): whether any source id is one of something known, as `TranslationTokenizer.knows` has it."""
         return tf.reduce_any(tf.gather(self._says, token_ids) & mask, axis=1)
 
+    @on_cpu
     def parts(self, token_ids: tf.Tensor, mask: tf.Tensor, limit: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Rows of more than `limit` ids, at least 3, cut into parts of like length; each has the row's language.
 
@@ -141,6 +156,7 @@ class InGraphTranslation(tf.Module):
         end = head + last - first
         return tf.where(place < end, ids, tf.where(place == end, self._end, self._pad)), place <= end, rows
 
+    @on_cpu
     def decode(self, ids: tf.Tensor) -> tf.Tensor:
         """Texts, as `TranslationTokenizer.decode` gives them: strings (B,) of target ids, int (B, T)."""
         last = tf.size(self._spelling) - 1

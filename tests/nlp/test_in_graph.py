@@ -274,6 +274,20 @@ def test_a_kind_without_a_twin_is_refused_by_name():
         in_graph_tokenizer(TextTokenizer(inner.to_str()), 24)
 
 
+def test_a_caller_on_a_gpu_tokenizes_on_the_cpu(twins):
+    tokenize = twins("word_piece_cased").module
+
+    @tf.function(input_signature=[BATCH], autograph=False)
+    def called(texts: tf.Tensor) -> dict[str, tf.Tensor]:
+        with tf.device("/device:GPU:0"):
+            return {**tokenize(texts), "width": tf.reduce_max(tokenize.ids(texts).row_lengths())}
+
+    operations = called.get_concrete_function().graph.get_operations()
+    on_gpu = {operation.type for operation in operations if "GPU" in operation.device}
+    # What is done with the answer, and what only passes values on.
+    assert on_gpu <= {"Max", "Const", "Sub", "StridedSlice", "Identity"}
+
+
 def test_no_room_for_tokens_is_an_error(twins):
     with pytest.raises(ValueError, match="`max_length` must be at least 5; received 4"):
         in_graph_tokenizer(twins("word_piece_uncased").tokenizer, 4)

@@ -123,6 +123,20 @@ def test_invalid_utf8_is_read_as_replacement_characters(twins):
     assert found == encode(encoded(["a\ufffd b", "\ufffd"]))[0].numpy().tolist()
 
 
+def test_a_caller_on_a_gpu_reads_and_writes_texts_on_the_cpu(twins):
+    _, twin, _ = twins("unigram")
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
+    def called(texts: tf.Tensor) -> tf.Tensor:
+        with tf.device("/device:GPU:0"):
+            token_ids, mask = twin.encode(texts)
+            token_ids, mask, _ = twin.parts(token_ids, mask, 8)
+            return twin.decode(token_ids), twin.knows(token_ids, mask)
+
+    operations = called.get_concrete_function().graph.get_operations()
+    assert {operation.type for operation in operations if "GPU" in operation.device} <= {"Identity"}
+
+
 def test_a_language_is_put_before_texts_that_name_none(twins):
     tokenizer, _, _ = twins("marian")
     module = in_graph_translation(tokenizer, language="fra")
