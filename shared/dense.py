@@ -18,7 +18,9 @@ class Dense(keras.layers.Dense):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """(..., D) -> (..., units)."""
-        rows = tf.matmul(tf.reshape(inputs, (-1, inputs.shape[-1])), tf.convert_to_tensor(self.kernel))
+        kernel = tf.convert_to_tensor(self.kernel)
+        # Features put together in a graph may have lost their number; the kernel has it.
+        rows = tf.matmul(tf.reshape(inputs, (-1, kernel.shape[0])), kernel)
         if self.bias is not None:
             rows = add_bias(rows, tf.convert_to_tensor(self.bias))
         if self.activation is not None:

@@ -30,6 +30,8 @@ def test_open_lengths_stay_open_and_known_ones_known():
     traced = tf.function(layer, input_signature=[tf.TensorSpec((None, None, 2, 4))], autograph=False)
     assert traced.get_concrete_function().output_shapes.as_list() == [None, None, 2, 3]
     assert traced(tf.zeros((2, 5, 2, 4))).shape == (2, 5, 2, 3)
+    of_any_shape = tf.function(layer, input_signature=[tf.TensorSpec((None, None))], autograph=False)
+    assert of_any_shape.get_concrete_function().output_shapes.as_list() == [None, 3]
     inputs = keras.Input((None, 4))
     assert keras.Model(inputs, Dense(3)(inputs)).output_shape == (None, None, 3)
 
