@@ -38,14 +38,15 @@ from nlp.unicode_tables import (
 _SPACE, _JOINER = 0x20, 0x200D
 _PAGE = 256
 
-P, R = ParamSpec("P"), TypeVar("R")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
-def on_cpu(function: Callable[P, R]) -> Callable[P, R]:
+def on_cpu(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """Where strings and tables are, whatever device the caller uses: with a GPU, each lookup would wait for copies."""
 
     @functools.wraps(function)
-    def there(*arguments: P.args, **options: P.kwargs) -> R:
+    def there(*arguments: _P.args, **options: _P.kwargs) -> _T:
         with tf.device("/device:CPU:0"):
             return function(*arguments, **options)
 

@@ -33,8 +33,8 @@ class FastLayerNormalization(keras.layers.LayerNormalization):
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         if not training:
             if not _is_constant(gamma) or not self.epsilon or tf.config.list_logical_devices("GPU"):
-                # Without a gradient to come there is nothing to gain; and with a GPU, TensorFlow's optimizer of graphs
-                # makes an operation that runs on no GPU.
+                # Without a gradient to come there is nothing to gain; and with a GPU, where no weights of ours are
+                # constant, TensorFlow's optimizer of graphs makes an operation that runs on no GPU.
                 return super().call(inputs)
             normal = _as_one_operation(tf.cast(inputs, gamma.dtype), gamma, beta, self.epsilon)
             return tf.cast(normal, self.compute_dtype)

@@ -125,6 +125,7 @@ def build_optimizer(
             f"`rate_factors` must have one factor for each of {len(variables)} variables; received {len(factors)}."
         )
     optimizer.rate_factors = factors
+    optimizer.scalars = _Scalars()
     optimizer.decays = [config.weight_decay if len(v.shape) > 1 else 0.0 for v in variables]
     chosen = {id(variable) for variable in row_wise}
     optimizer.row_wise = [id(v) in chosen and len(v.shape) > 1 for v in variables]
@@ -231,6 +232,7 @@ def _per_variable(base: type[keras.optimizers.Optimizer]) -> type[keras.optimize
             variables = self._trainable_variables if trainable_variables is None else trainable_variables
             pairs = zip(grads, variables, strict=True)
             super().apply([self._by_rows(gradient, variable) for gradient, variable in pairs], trainable_variables)
+            self.scalars = _Scalars()  # nothing of a graph is kept
 
         def _by_rows(self, gradient: Any, variable: Any) -> Any:
             """Distinct rows where only these are to be updated, otherwise the gradient as it is."""

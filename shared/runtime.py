@@ -235,8 +235,8 @@ def _show_devices(devices: str, memory_growth: bool) -> None:
             "those, or 'auto'."
         )
     tf.config.set_visible_devices([names[name] for name in chosen], "GPU")
-    for name in chosen if memory_growth else ():
-        tf.config.experimental.set_memory_growth(names[name], True)
+    if memory_growth:
+        _take_memory_as_needed([names[name] for name in chosen])
 
 
 def _select_devices(devices: str, memory_growth: bool) -> list[str]:
@@ -270,8 +270,8 @@ def _take_memory_as_needed(gpus: list[tf.config.PhysicalDevice]) -> None:
         except RuntimeError:
             # Whatever else was asked for takes effect all the same.
             logger.warning(
-                "memory_growth=True has no effect on %s: TensorFlow is already in use, and has all of its memory. "
-                "Apply the runtime before anything is computed.",
+                "memory_growth=True has no effect on %s: TensorFlow is in use already, and takes memory as it was told "
+                "before. Apply the runtime before anything is computed.",
                 gpu.name,
             )
 

@@ -111,9 +111,9 @@ class AttentionBlock(keras.layers.Layer):
     @recomputable
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """(B, T, D) -> (B, T, D)."""
-        attended = self.output_projection(self.attention(self.before(x)))
+        attended = self.output_projection(self.attention(self.before(x, training=training)))
         x += self.dropout(attended, training=training)
-        return x + self.dropout(self.outer(self.inner(self.between(x))), training=training)
+        return x + self.dropout(self.outer(self.inner(self.between(x, training=training))), training=training)
 
     def attention(self, x: tf.Tensor) -> tf.Tensor:
         """Scaled dot products over the items up to each one."""

@@ -4,9 +4,9 @@
 
 DIRECTORY holds a Hugging Face Marian checkpoint and `arrays.npz`. A line {"beams": K, "length": T} generates T tokens
 for each source in it (source_ids, mask) and is answered with {"seconds": S, "peak_mib": M, "tokens": [...]}, the
-sequences without their start token. A line {"batches": N} makes a training step on each of the batches in it
-(source_ids_0, ...) and is answered with {"seconds": S}. Computes on a GPU where PyTorch sees one. Needs torch and
-transformers.
+sequences without their start token; memory is the host's. A line {"batches": N} makes a training step on each of the
+batches in it (source_ids_0, ...) and is answered with {"seconds": S}. Computes on a GPU where PyTorch sees one. Needs
+torch and transformers.
 """
 
 from __future__ import annotations

@@ -55,7 +55,21 @@ def test_an_unknown_driver_is_unknown(gpu_benchmarks, monkeypatch):
     assert gpu_benchmarks.driver() == "unknown"
 
 
-def test_networks_are_timed_on_both_kinds_of_input(gpu_benchmarks, monkeypatch, tiny):
+@pytest.fixture
+def compiled(gpu_benchmarks, monkeypatch):
+    """The steps that were compiled."""
+    steps = []
+    compile_step = gpu_benchmarks._compile
+
+    def kept(step, batch):
+        steps.append(step)
+        return compile_step(step, batch)
+
+    monkeypatch.setattr(gpu_benchmarks, "_compile", kept)
+    return steps
+
+
+def test_networks_are_timed_on_both_kinds_of_input_and_under_xla(gpu_benchmarks, monkeypatch, tiny, compiled):
     monkeypatch.setattr(gpu_benchmarks, "CHECKS", {"ranking": gpu_benchmarks.CHECKS["ranking"]})
     few = {name: gpu_benchmarks.NETWORKS[name] for name in ("SASRec", "DLRM")}
     monkeypatch.setattr(gpu_benchmarks, "NETWORKS", few)
@@ -65,12 +79,24 @@ def test_networks_are_timed_on_both_kinds_of_input(gpu_benchmarks, monkeypatch, 
     sides = ("synthetic", "pipeline", "synthetic with XLA")
     assert list(result["rates"]) == [f"{name}, {side}" for name in few for side in sides]
     assert all(len(rate["all"]) == 2 and min(rate["all"]) > 0 for rate in result["rates"].values())
-    compared = ("pipeline / synthetic", "with XLA / without")
-    assert set(result["ratios"]) == {f"{name}, {ratio}" for name in few for ratio in compared}
+    assert set(result["ratios"]) == {f"{name}, {side} / synthetic" for name in few for side in sides[1:]}
+    assert len(compiled) == len(few)
+    assert all(step._apply._jit_compile for step in compiled)
     # No card, no peak; and how many positions SASRec's loss takes is left to the data.
-    compilations = {f"{name}, seconds of compilation" for name in few}
-    assert set(result["figures"]) == {"DLRM, TFLOP/s"} | compilations
-    assert all(result["figures"][name] > 0 for name in compilations)
+    assert set(result["figures"]) == {"DLRM, TFLOP/s", "SASRec, XLA", "DLRM, XLA"}
+    assert result["figures"]["DLRM, XLA"].startswith("traced, compiled and first run in ")
+
+
+def test_without_xla_the_rest_is_timed(gpu_benchmarks, monkeypatch, tiny):
+    def broken(step, batch):
+        raise OSError("libdevice is missing")
+
+    monkeypatch.setattr(gpu_benchmarks, "CHECKS", {})
+    monkeypatch.setattr(gpu_benchmarks, "NETWORKS", {"DLRM": gpu_benchmarks.NETWORKS["DLRM"]})
+    monkeypatch.setattr(gpu_benchmarks, "_compile", broken)
+    result = gpu_benchmarks.gpu(1, sizes=tiny, precision="float32")
+    assert list(result["rates"]) == ["DLRM, synthetic", "DLRM, pipeline"]
+    assert result["figures"]["DLRM, XLA"] == "OSError: libdevice is missing"
 
 
 def test_a_task_that_does_not_train_is_named_and_the_rest_goes_on(gpu_benchmarks, monkeypatch, tiny, capsys):

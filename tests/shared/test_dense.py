@@ -10,7 +10,7 @@ from shared.dense import Dense, gelu
 RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4), (2, 3, 2, 4), (0, 3, 4)])
+@pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4), (2, 3, 2, 4), (0, 3, 4), (2, 0, 4)])
 @pytest.mark.parametrize("options", [{}, {"use_bias": False}, {"activation": "relu"}])
 def test_results_are_those_of_keras(shape, options):
     layers = [kind(3, **options) for kind in (Dense, keras.layers.Dense)]
@@ -30,10 +30,21 @@ def test_open_lengths_stay_open_and_known_ones_known():
     traced = tf.function(layer, input_signature=[tf.TensorSpec((None, None, 2, 4))], autograph=False)
     assert traced.get_concrete_function().output_shapes.as_list() == [None, None, 2, 3]
     assert traced(tf.zeros((2, 5, 2, 4))).shape == (2, 5, 2, 3)
+    traced = tf.function(layer, input_signature=[tf.TensorSpec((2, None, 4))], autograph=False)
+    assert traced.get_concrete_function().output_shapes.as_list() == [2, None, 3]
     of_any_shape = tf.function(layer, input_signature=[tf.TensorSpec((None, None))], autograph=False)
     assert of_any_shape.get_concrete_function().output_shapes.as_list() == [None, 3]
     inputs = keras.Input((None, 4))
     assert keras.Model(inputs, Dense(3)(inputs)).output_shape == (None, None, 3)
+
+
+@pytest.mark.parametrize("shape", [(None, None), (None, None, None)])
+def test_other_features_than_it_was_built_for_are_an_error(shape):
+    layer = Dense(3)
+    layer.build((None, 4))
+    traced = tf.function(layer, input_signature=[tf.TensorSpec(shape)], autograph=False)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="incompatible"):
+        traced(tf.zeros([6, *[1] * (len(shape) - 2), 2]))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 1e-2), ("mixed_float16", 2e-3)])
