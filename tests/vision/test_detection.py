@@ -135,9 +135,10 @@ class TestObjectDetector(PipelineContract):
         loaded = tf.saved_model.load(str(tmp_path / "saved"))
         rows = loaded.serve(tf.constant([encoded])).numpy()[0]
         found = fitted.predict([encoded], threshold=0.0)[0]
-        rows = rows[: len(found)]
-        np.testing.assert_allclose(rows[:, 4], found.scores, atol=1e-5)
-        np.testing.assert_allclose(np.clip(rows[:, :4], 0, [200, 120, 200, 120]), found.boxes, atol=1e-2)
+        assert 0 < len(found) <= len(rows)
+        np.testing.assert_allclose(rows[: len(found), 4], found.scores, atol=1e-5)
+        np.testing.assert_allclose(rows[: len(found), :4], found.boxes, atol=1e-2)
+        assert not rows[len(found) :].any()
 
     def test_a_broken_image_is_skipped_by_name(self, fitted: ObjectDetector, tmp_path: Path) -> None:
         (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 nothing more")
@@ -244,3 +245,15 @@ def test_a_saved_classifier_is_a_preset(tmp_path):
 def test_what_a_preset_needs(arguments, message):
     with pytest.raises(ValueError, match=message):
         ObjectDetector.from_preset("efficientnet_lite0", **arguments)
+
+
+def test_served_boxes_lie_within_their_images():
+    from vision.models.detector import _within
+
+    inside, over, outside = [1, 2, 8, 9, 0.3, 1], [-5, 2, 8, 99, 0.5, 0], [1, 30, 8, 40, 0.9, 0]
+    answers = np.array([[outside, over, inside, [0] * 6], [inside, outside, over, over]], np.float32)
+    found = _within(answers, np.array([[20, 10], [64, 64]], np.int32)).numpy()
+    clipped = [0, 2, 8, 20, 0.5, 0]
+    np.testing.assert_array_equal(found[0], np.array([clipped, inside, [0] * 6, [0] * 6], np.float32))
+    whole = [0, 2, 8, 64, 0.5, 0]
+    np.testing.assert_array_equal(found[1], np.array([outside, whole, whole, inside], np.float32))

@@ -18,6 +18,7 @@ from keras import layers
 from shared.export import Endpoint
 from shared.pretrained import resolve
 from shared.runtime import current_runtime, float32_policy, seeded
+from vision.boxes import MIN_SIDE
 from vision.frame import Frame, frame_image, inner_size
 from vision.models.backbones import PretrainedClassifier, load_pretrained_classifier
 from vision.models.d_fine import FAMILY as D_FINE
@@ -199,29 +200,30 @@ def serving_endpoints(
 ) -> dict[str, Endpoint]:
     """What a detector serves; non-maximum suppression is inside.
 
-    `serve` takes encoded images (B,) and answers in pixels of each image after EXIF orientation; `serve_images` takes
-    images of the frame (B, H, W, 3) uint8 and answers in its pixels. Both give (B, M, 6): xyxy, score, class number, by
-    falling score; rows that are left over have score 0.
-    `expected` is what `predict` computes for `encoded`, in pixels of the frame.
+    `serve` takes encoded images (B,) and answers in pixels of each image after EXIF orientation, clipped to it;
+    `serve_images` takes images of the frame (B, H, W, 3) uint8 and answers in its pixels. Both give (B, M, 6): xyxy,
+    score, class number, by falling score; rows that are left over have score 0.
+    `expected` is what the network answers for `encoded`, in pixels of the frame.
     """
     frame = network.frame
     pictures = [decode_pixels(tf.constant(item)) for item in encoded]
-    scales = np.stack([_back(tf.shape(picture), frame).numpy() for picture in pictures])
+    sizes = tf.stack([tf.shape(picture)[:2] for picture in pictures])
+    scales = tf.stack([_back(size, frame) for size in sizes])
 
     def from_images(images: tf.Tensor) -> tf.Tensor:
         return network.answers(images, config)
 
     def from_encoded(data: tf.Tensor) -> tf.Tensor:
-        spec = (tf.TensorSpec((*frame.shape, 3), tf.uint8), tf.TensorSpec((6,), tf.float32))
-        images, back = tf.map_fn(_framed_with_scale(frame), data, fn_output_signature=spec)
-        return from_images(images) * back[:, None, :]
+        spec = (tf.TensorSpec((*frame.shape, 3), tf.uint8), tf.TensorSpec((6,), tf.float32), tf.TensorSpec(2, tf.int32))
+        images, back, size = tf.map_fn(_framed_with_size(frame), data, fn_output_signature=spec)
+        return _within(from_images(images) * back[:, None, :], size)
 
     return {
         "serve": Endpoint(
             function=from_encoded,
             signature=(tf.TensorSpec((None,), tf.string, name="encoded_images"),),
             example=(np.asarray(encoded, dtype=object),),
-            expected=expected * scales[:, None, :],
+            expected=_within(expected * scales[:, None, :], sizes).numpy(),
         ),
         "serve_images": Endpoint(
             function=from_images,
@@ -232,10 +234,11 @@ def serving_endpoints(
     }
 
 
-def _framed_with_scale(frame: Frame) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    def prepare(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _framed_with_size(frame: Frame) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    def prepare(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         pixels = decode_pixels(data)
-        return frame_image(pixels, frame), _back(tf.shape(pixels), frame)
+        size = tf.shape(pixels)[:2]
+        return frame_image(pixels, frame), _back(size, frame), size
 
     return prepare
 
@@ -244,3 +247,13 @@ def _back(shape: tf.Tensor, frame: Frame) -> tf.Tensor:
     """Factors (6,) float32 on an answer in pixels of the frame that give it in those of an image of `shape`."""
     y, x = tf.unstack(tf.cast(shape[:2], tf.float32) / tf.cast(inner_size(shape, frame), tf.float32))
     return tf.stack([x, y, x, y, 1.0, 1.0])
+
+
+def _within(answers: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
+    """Answers (B, M, 6) clipped to images of `sizes` (B, 2), height and width; what has no area there is left over."""
+    limits = tf.cast(tf.gather(sizes, [1, 0, 1, 0], axis=1), tf.float32)[:, None, :]
+    boxes = tf.clip_by_value(answers[..., :4], 0.0, limits)
+    kept = tf.reduce_all(boxes[..., 2:] - boxes[..., :2] >= MIN_SIDE, axis=-1) & (answers[..., 4] > 0)
+    answers = tf.where(kept[..., None], tf.concat([boxes, answers[..., 4:]], axis=-1), 0.0)
+    order = tf.argsort(answers[..., 4], axis=-1, direction="DESCENDING", stable=True)
+    return tf.gather(answers, order, batch_dims=1)
