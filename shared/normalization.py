@@ -15,6 +15,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from shared.dense import sum_of_rows
+
 _EPSILON_OF_ONE_OPERATION = 0.001
 
 
@@ -82,7 +84,7 @@ def _normalised(rows: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: flo
             along = upstream * standard
             inner = upstream * gamma
             inner -= _mean(inner) + standard * _mean(along * gamma)
-            return tf.cast(inner * factor, rows.dtype), _sum(along), _sum(upstream)
+            return tf.cast(inner * factor, rows.dtype), sum_of_rows(along), sum_of_rows(upstream)
 
         return standard * gamma + beta, gradient
 
@@ -92,10 +94,3 @@ def _normalised(rows: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: flo
 def _mean(rows: tf.Tensor) -> tf.Tensor:
     """Mean over the features of each row: (N, D) -> (N, 1)."""
     return tf.reduce_mean(rows, axis=-1, keepdims=True)
-
-
-def _sum(rows: tf.Tensor) -> tf.Tensor:
-    """Sum over the rows of each feature: (N, D) -> (D,)."""
-    if tf.config.list_logical_devices("GPU"):
-        return tf.reduce_sum(rows, axis=0)  # where a product might round its factors to 19 bits
-    return tf.matmul(tf.ones((1, tf.shape(rows)[0]), rows.dtype), rows)[0]

@@ -228,11 +228,12 @@ def _per_variable(base: type[keras.optimizers.Optimizer]) -> type[keras.optimize
         scalars: _Scalars
 
         def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-            self.scalars = _Scalars()
             variables = self._trainable_variables if trainable_variables is None else trainable_variables
             pairs = zip(grads, variables, strict=True)
-            super().apply([self._by_rows(gradient, variable) for gradient, variable in pairs], trainable_variables)
-            self.scalars = _Scalars()  # nothing of a graph is kept
+            try:
+                super().apply([self._by_rows(gradient, variable) for gradient, variable in pairs], trainable_variables)
+            finally:
+                self.scalars = _Scalars()  # those of the next step are others
 
         def _by_rows(self, gradient: Any, variable: Any) -> Any:
             """Distinct rows where only these are to be updated, otherwise the gradient as it is."""
