@@ -54,7 +54,7 @@ def translation_decode(repeats: int) -> dict[str, Any]:
 def translation_decode_bfloat16(repeats: int) -> dict[str, Any]:
     """The same with our layers in bfloat16, beside transformers' in float32, its default, and in bfloat16."""
     peers = {"transformers generate in float32": "float32", "transformers generate in bfloat16": "bfloat16"}
-    return _TimedModel("mixed_bfloat16").compared(peers, repeats)
+    return _TimedModel("mixed_bfloat16").compared(peers, repeats, with_xla=True)
 
 
 class _TimedModel:

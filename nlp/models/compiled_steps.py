@@ -10,7 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from nlp.models.seq2seq import Seq2SeqTransformer
+from nlp.models.pieces import compiled_pieces
+from nlp.models.seq2seq import Seq2SeqTransformer, as_logits
 from nlp.models.seq2seq_stacks import DecoderState
 
 
@@ -49,3 +50,34 @@ class CompiledSteps:
             return (*others, state._replace(ancestors=ancestors, seen=seen))
 
         return turn
+
+
+class CompiledPieces:
+    """A network of whose steps XLA compiles what lies between the products with kernels, as `CompiledSteps` the whole.
+
+    For kernels in bfloat16 on CPUs, which XLA widens to float32 at each step, and TensorFlow's own products do not.
+    """
+
+    def __init__(self, model: Seq2SeqTransformer) -> None:
+        self._model = model
+        self.encode, self.start, self.reorder = model.encode, model.start, model.reorder
+        self.vocab_size = model.vocab_size
+
+    def advance(self, token_ids: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
+        """As `Seq2SeqTransformer.advance`."""
+        with compiled_pieces():
+            return self._model.advance(token_ids, position, state)
+
+    def choice(self, choose: Callable[..., Any]) -> Callable[..., Any]:
+        """A compiled choice of tokens: of features, state, and what else `choose` takes, which takes logits first."""
+
+        def chosen(products: tf.Tensor, bias: tf.Tensor | None, *arguments: Any) -> Any:
+            return choose(lambda tokens: as_logits(products, bias), *arguments)
+
+        compiled = tf.function(chosen, autograph=False, jit_compile=True)
+
+        def choice(features: tf.Tensor, state: DecoderState, *arguments: Any) -> Any:
+            table, bias = self._model.output_of(state, slice(None))
+            return compiled(self._model.products(features, table), bias, *arguments)
+
+        return choice

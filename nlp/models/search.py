@@ -1,7 +1,7 @@
 """The loops of decoding, as graphs: greedy search and sampling, and beam search.
 
 A model has `vocab_size`, `encode`, `start`, `advance`, `logits_by_token` and `reorder`, as
-`nlp.models.seq2seq.Seq2SeqTransformer` has them, or is a `CompiledSteps` of one; a config is a
+`nlp.models.seq2seq.Seq2SeqTransformer` has them, or is a `CompiledSteps` or `CompiledPieces` of one; a config is a
 `nlp.decoding.DecodingConfig`.
 
 Shapes: B texts, K lanes of a text (beams or samples), R = B K rows, S source positions, T longest target, V tokens.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
 
-from nlp.models.compiled_steps import CompiledSteps
+from nlp.models.compiled_steps import CompiledPieces, CompiledSteps
 from nlp.models.seq2seq import Seq2SeqTransformer
 from nlp.models.token_choice import (
     BLOCK,
@@ -74,7 +74,7 @@ def build_search(model: Any, config: DecodingConfig, *, xla: bool) -> Callable[.
     # XLA cannot look for sequences that repeat themselves, and draws other random numbers.
     compilable = isinstance(model, Seq2SeqTransformer) and not (config.sample or config.no_repeat_ngram)
     if xla and compilable and _on_first_device(model):
-        model = CompiledSteps(model)
+        model = CompiledPieces(model) if _in_bfloat16_on_cpu(model) else CompiledSteps(model)
     signature = (
         tf.TensorSpec((None, None), tf.int32, name="source_ids"),
         tf.TensorSpec((None, None), tf.bool, name="mask"),
@@ -97,7 +97,15 @@ def build_search(model: Any, config: DecodingConfig, *, xla: bool) -> Callable[.
 
 def _on_first_device(model: Seq2SeqTransformer) -> bool:
     """Whether XLA, which compiles for the first device of a kind, finds the weights there."""
-    return tf.DeviceSpec.from_string(model.source_tokens.table.value.device).device_index in (None, 0)
+    return _device(model).device_index in (None, 0)
+
+
+def _in_bfloat16_on_cpu(model: Seq2SeqTransformer) -> bool:
+    return model.compute_dtype == "bfloat16" and _device(model).device_type in (None, "CPU")
+
+
+def _device(model: Seq2SeqTransformer) -> tf.DeviceSpec:
+    return tf.DeviceSpec.from_string(model.source_tokens.table.value.device)
 
 
 def rules_of(config: DecodingConfig, mask: tf.Tensor, prefix: tf.Tensor) -> Rules:
@@ -161,7 +169,7 @@ def _best(
         count,
         scored=scored,
         # XLA would copy each block of the table.
-        block=model.vocab_size if isinstance(model, CompiledSteps) else BLOCK,
+        block=model.vocab_size if isinstance(model, CompiledSteps | CompiledPieces) else BLOCK,
         banned=config.banned_ids,
         banned_in=(config.end_ids, _early(config, rules, position)) if config.min_length else None,
     )
@@ -211,10 +219,7 @@ def _coverage(config: DecodingConfig, seen: tf.Tensor, mask: tf.Tensor) -> tf.Te
 def _one_by_one(
     model: Any, config: DecodingConfig, rules: Rules, state: Any, mask: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    def body(position: tf.Tensor, lanes: Lanes, state: Any) -> tuple[tf.Tensor, Lanes, Any]:
-        last = tf.gather(lanes.tokens, position, axis=2)
-        features, state = model.advance(last, position, state)
-        logits_of = functools.partial(model.logits_by_token, features, state)
+    def choose(logits_of: Callable[..., tf.Tensor], position: tf.Tensor, lanes: Lanes) -> Lanes:
         if config.sample:
             token, chance = _drawn(model, config, rules, logits_of, lanes.tokens, position, seed)
         else:
@@ -225,16 +230,18 @@ def _one_by_one(
         token, chance = tf.where(forced >= 0, forced, token), tf.where(forced >= 0, 0.0, chance)
         token = tf.where(lanes.done, config.pad_id, token)
         ended = is_one_of(token, config.end_ids) | (position + 1 >= rules.limit)[:, None]
-        return (
-            position + 1,
-            Lanes(
-                _put(lanes.tokens, position + 1, token),
-                lanes.sums + tf.where(lanes.done, 0.0, chance),
-                lanes.done | ended,
-                lanes.lengths + tf.cast(~lanes.done, tf.int32),
-            ),
-            state,
+        return Lanes(
+            _put(lanes.tokens, position + 1, token),
+            lanes.sums + tf.where(lanes.done, 0.0, chance),
+            lanes.done | ended,
+            lanes.lengths + tf.cast(~lanes.done, tf.int32),
         )
+
+    choice = _choice(model, choose)
+
+    def body(position: tf.Tensor, lanes: Lanes, state: Any) -> tuple[tf.Tensor, Lanes, Any]:
+        features, state = model.advance(tf.gather(lanes.tokens, position, axis=2), position, state)
+        return position + 1, choice(features, state, position, lanes), state
 
     lanes = _first_lanes(config, tf.shape(mask)[0])
     _, lanes, state = _loop(
@@ -291,10 +298,9 @@ def beam_search(
     beams = config.num_beams
     kept = beams * max(2, 1 + len(config.end_ids))
 
-    def body(position: tf.Tensor, lanes: Lanes, answers: Answers, state: Any) -> tuple[tf.Tensor, Lanes, Answers, Any]:
-        last = tf.gather(lanes.tokens, position, axis=2)
-        features, state = model.advance(last, position, state)
-        logits_of = functools.partial(model.logits_by_token, features, state)
+    def choose(
+        logits_of: Callable[..., tf.Tensor], position: tf.Tensor, lanes: Lanes, answers: Answers, seen: tf.Tensor
+    ) -> tuple[Lanes, Answers, tf.Tensor]:
         chances, ids = _continuations(model, config, rules, logits_of, lanes, position, kept)
         sums, places = tf.math.top_k(chances, kept)  # of (B, K kept)
         parents = places // (chances.shape[1] // beams)
@@ -304,12 +310,18 @@ def beam_search(
         length = position + 1 - rules.prefix_length[:, None]
         scores = _normalised(config, sums, length)
         if config.coverage_penalty:
-            scores += tf.gather(_coverage(config, state.seen, mask), parents, batch_dims=1)
+            scores += tf.gather(_coverage(config, seen, mask), parents, batch_dims=1)
         answers = _with_ended(config, answers, tokens, scores, ended, position + 1)
         sums, best = tf.math.top_k(sums + tf.where(ended, _NOTHING, 0.0), beams)
         lanes = lanes._replace(tokens=tf.gather(tokens, best, batch_dims=1), sums=sums)
-        state = model.reorder(state, tf.gather(parents, best, batch_dims=1))
-        return position + 1, lanes, _with_open(config, rules, answers, sums, length), state
+        return lanes, _with_open(config, rules, answers, sums, length), tf.gather(parents, best, batch_dims=1)
+
+    choice = _choice(model, choose)
+
+    def body(position: tf.Tensor, lanes: Lanes, answers: Answers, state: Any) -> tuple[tf.Tensor, Lanes, Answers, Any]:
+        features, state = model.advance(tf.gather(lanes.tokens, position, axis=2), position, state)
+        lanes, answers, parents = choice(features, state, position, lanes, answers, state.seen)
+        return position + 1, lanes, answers, model.reorder(state, parents)
 
     def goes_on(position: tf.Tensor, lanes: Lanes, answers: Answers, state: Any) -> tf.Tensor:
         waiting = answers.open
@@ -382,6 +394,17 @@ def _with_open(config: DecodingConfig, rules: Rules, answers: Answers, sums: tf.
     best = _normalised(config, sums[:, :1], length)
     worst = tf.where(answers.there, tf.reduce_min(answers.scores, axis=1, keepdims=True), _NOTHING)
     return answers._replace(open=answers.open & tf.reduce_any(best > worst, axis=1))
+
+
+def _choice(model: Any, choose: Callable[..., Any]) -> Callable[..., Any]:
+    """`choose`, whose first argument gives logits, with features and state in the place of that."""
+    if isinstance(model, CompiledPieces):
+        return model.choice(choose)
+
+    def choice(features: tf.Tensor, state: Any, *arguments: Any) -> Any:
+        return choose(functools.partial(model.logits_by_token, features, state), *arguments)
+
+    return choice
 
 
 def _turn(model: Any, body: Callable[..., Any]) -> Callable[..., Any]:

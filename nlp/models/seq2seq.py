@@ -145,7 +145,8 @@ class Seq2SeqTransformer(keras.Model):
 
         One row for each token is quicker to compute than one for each text.
         """
-        return self.products(features, *self.output_of(state, tokens))
+        table, bias = self.output_of(state, tokens)
+        return as_logits(self.products(features, table), bias)
 
     def output_of(self, state: DecoderState, tokens: slice) -> tuple[tf.Tensor, tf.Tensor | None]:
         """The rows (V, D) and biases (V,), if any, that give the logits of a range of tokens."""
@@ -153,11 +154,10 @@ class Seq2SeqTransformer(keras.Model):
         bias = None if self.output_bias is None else tf.convert_to_tensor(self.output_bias)[tokens]
         return state.output[tokens], bias
 
-    def products(self, features: tf.Tensor, table: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-        """Features (R, D) and what `output_of` gives -> logits (V, R)."""
+    def products(self, features: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
+        """Features (R, D) and rows of `output_of` -> (V, R), of which `as_logits` makes logits."""
         rows = tf.cast(self._before_output(features), table.dtype)
-        logits = tf.cast(tf.matmul(table, rows, transpose_b=True), tf.float32)
-        return logits if bias is None else logits + bias[:, None]
+        return tf.matmul(table, rows, transpose_b=True)
 
     def step(self, token_ids: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
         """As `advance`, with the logits (B, K, V) of the next token in the place of features."""
@@ -168,6 +168,12 @@ class Seq2SeqTransformer(keras.Model):
     def reorder(self, state: DecoderState, parents: tf.Tensor) -> DecoderState:
         """The state in which each lane goes on from another's past, `parents` int32 (B, K)."""
         return self.decoder.reorder(state, parents)
+
+
+def as_logits(products: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+    """Products (V, R) and biases (V,) -> logits, float32 (V, R)."""
+    logits = tf.cast(products, tf.float32)
+    return logits if bias is None else logits + bias[:, None]
 
 
 @tf.custom_gradient  # type: ignore[untyped-decorator]

@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import keras
 import tensorflow as tf
 
-from nlp.models.layers import Activation, Linear, layer_norm, length_of
+from nlp.models.layers import Activation, Linear, activation_function, layer_norm, length_of
+from nlp.models.pieces import piece
 from shared.recomputation import recomputable
 
 NormKind: TypeAlias = Literal["layer", "rms"]
@@ -52,12 +53,50 @@ def norm_layer(kind: NormKind, epsilon: float, name: str) -> keras.layers.Layer:
 
 def normalised(norm: keras.layers.Layer, x: tf.Tensor) -> tf.Tensor:
     """What a layer of `norm_layer` gives for columns (D, R), in float32."""
+    return _normalised(x, *_norm_weights(norm), norm.epsilon)
+
+
+def _norm_weights(norm: keras.layers.Layer) -> tuple[tf.Tensor, tf.Tensor | None]:
     if isinstance(norm, keras.layers.RMSNormalization):
-        mean_square = tf.reduce_mean(tf.square(x), axis=0, keepdims=True)
-        return x * tf.math.rsqrt(mean_square + norm.epsilon) * _column(norm.scale)
-    x -= tf.reduce_mean(x, axis=0, keepdims=True)
-    variance = tf.reduce_mean(tf.square(x), axis=0, keepdims=True)
-    return x * tf.math.rsqrt(variance + norm.epsilon) * _column(norm.gamma) + _column(norm.beta)
+        return tf.convert_to_tensor(norm.scale), None
+    return tf.convert_to_tensor(norm.gamma), tf.convert_to_tensor(norm.beta)
+
+
+@piece
+def _normalised(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor | None, epsilon: float) -> tf.Tensor:
+    """Layer normalisation of columns, without an `offset` that of root mean squares."""
+    if offset is not None:
+        x -= tf.reduce_mean(x, axis=0, keepdims=True)
+    mean_square = tf.reduce_mean(tf.square(x), axis=0, keepdims=True)
+    x *= tf.math.rsqrt(mean_square + epsilon) * scale[:, None]
+    return x if offset is None else x + offset[:, None]
+
+
+@piece
+def _sum(x: tf.Tensor, result: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+    return x + _with_bias(result, bias)
+
+
+@piece
+def _normalised_sum(
+    x: tf.Tensor,
+    result: tf.Tensor,
+    bias: tf.Tensor | None,
+    scale: tf.Tensor,
+    offset: tf.Tensor | None,
+    epsilon: float,
+) -> tf.Tensor:
+    return _normalised(x + _with_bias(result, bias), scale, offset, epsilon)
+
+
+def _with_bias(columns: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+    """What `product` gives, in float32 and with its bias."""
+    columns = tf.cast(columns, tf.float32)
+    return columns if bias is None else columns + bias[:, None]
+
+
+def _value(variable: keras.Variable | None) -> tf.Tensor | None:
+    return None if variable is None else tf.convert_to_tensor(variable)
 
 
 def linear(units: int, name: str, *, use_bias: bool, activation: Activation | Literal["linear"] = "linear") -> Linear:
@@ -160,15 +199,11 @@ class Attention(keras.layers.Layer):
         `penalty` (B, 1 or H, K, L K) hides all positions that are not in the cache yet; `own_penalty` (1, 1 or H, 1, 1)
         is of the next one.
         """
-        lanes = penalty.shape[2]
-        query, key, value = self._projected(x, kernels, lanes)
-        keys, values = self._by_head(cache, penalty)
-        past = self._scores(query, keys) + penalty
-        own = tf.reduce_sum(query * self.scale * key, axis=-1, keepdims=True) + own_penalty
-        weights = tf.nn.softmax(tf.concat([past, own], axis=-1))
-        mixed = tf.matmul(weights[..., :-1], values) + weights[..., -1:] * value
-        result = product(self._joined(mixed), kernels[1], self.projection.bias, as_rows=True)
-        return result, self._rows_of(key, value)
+        columns = product(x, kernels[0])
+        mixed, rows = _attended(
+            columns, _value(self.qkv.bias), cache, penalty, own_penalty, self.num_heads, self.head_size, self.scale
+        )
+        return product(mixed, kernels[1], as_rows=True), rows
 
     def with_position(self, cache: Cache, rows: Cache, position: tf.Tensor, length: tf.Tensor) -> Cache:
         """A cache of `length` positions with the rows (B H, K d) of one, where the old ones lay."""
@@ -179,52 +214,78 @@ class Attention(keras.layers.Layer):
         self, x: tf.Tensor, kernels: Sequence[tf.Tensor], memory: Memory, penalty: tf.Tensor, lanes: int
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Columns (D, R) -> what they see of the source, (D, R), and the weights (B, H, K, S)."""
-        query = self._lanes(product(x, kernels[0], self.query.bias), 1, lanes)[0]
-        mixed, weights = self._mixed(query, memory.keys, memory.values, penalty)
-        return product(mixed, kernels[1], self.projection.bias, as_rows=True), weights
+        query = product(x, kernels[0])
+        mixed, weights = _looked(
+            query, _value(self.query.bias), memory, penalty, lanes, self.num_heads, self.head_size, self.scale
+        )
+        return product(mixed, kernels[1], as_rows=True), weights
 
-    def _projected(self, x: tf.Tensor, kernels: Sequence[tf.Tensor], lanes: int) -> list[tf.Tensor]:
-        """Query, key and value (B, H, K, d) of columns (D, R)."""
-        parts: list[tf.Tensor] = tf.unstack(self._lanes(product(x, kernels[0], self.qkv.bias), 3, lanes))
-        return parts
+    @property
+    def result_bias(self) -> keras.Variable | None:
+        """What is still to be added to the results of `step` and `look`."""
+        return self.projection.bias
 
-    def _lanes(self, columns: tf.Tensor, count: int, lanes: int) -> tf.Tensor:
-        """(count I, R) -> (count, B, H, K, d)."""
-        shape = (count, self.num_heads, self.head_size, -1, lanes)
-        return tf.transpose(tf.reshape(columns, shape), (0, 3, 1, 4, 2))
 
-    def _rows_of(self, key: tf.Tensor, value: tf.Tensor) -> Cache:
-        """(B, H, K, d) -> (B H, K d)."""
-        return Cache(*(tf.reshape(part, (-1, part.shape[2] * self.head_size)) for part in (key, value)))
+@piece
+def _attended(
+    columns: tf.Tensor,
+    bias: tf.Tensor | None,
+    cache: Cache,
+    penalty: tf.Tensor,
+    own_penalty: tf.Tensor,
+    heads: int,
+    size: int,
+    scale: float,
+) -> tuple[tf.Tensor, Cache]:
+    """Products (3 I, R) of queries, keys, values -> mixtures as rows (R, I), and new keys and values (B H, K d)."""
+    lanes = penalty.shape[2]
+    query, key, value = tf.unstack(_lanes(_with_bias(columns, bias), 3, heads, size, lanes))
+    keys, values = (tf.reshape(part, (-1, heads, tf.shape(penalty)[3], size)) for part in cache)
+    past = _scores(query * scale, keys) + penalty
+    own = tf.reduce_sum(query * scale * key, axis=-1, keepdims=True) + own_penalty
+    weights = tf.nn.softmax(tf.concat([past, own], axis=-1))
+    mixed = tf.matmul(weights[..., :-1], values) + weights[..., -1:] * value
+    # (B, H, K, d) -> (B H, K d).
+    rows = Cache(*(tf.reshape(part, (-1, lanes * size)) for part in (key, value)))
+    return _joined(mixed, heads * size), rows
 
-    def _by_head(self, cache: Cache, penalty: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Keys and values (B, H, L K, d) of a cache; the penalty tells L.
 
-        Lanes are more positions to look at: none is ever moved when beams change places, only the mask is.
-        """
-        shape = (-1, self.num_heads, tf.shape(penalty)[3], self.head_size)
-        return tf.reshape(cache.keys, shape), tf.reshape(cache.values, shape)
+@piece
+def _looked(
+    columns: tf.Tensor,
+    bias: tf.Tensor | None,
+    memory: Memory,
+    penalty: tf.Tensor,
+    lanes: int,
+    heads: int,
+    size: int,
+    scale: float,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Products (I, R) of queries -> mixtures of the memory as rows (R, I), and the weights (B, H, K, S)."""
+    query = _lanes(_with_bias(columns, bias), 1, heads, size, lanes)[0]
+    weights = tf.nn.softmax(_scores(query * scale, memory.keys) + penalty)
+    return _joined(tf.matmul(weights, memory.values), heads * size), weights
 
-    def _mixed(
-        self, query: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, penalty: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Mixtures of the values, as rows (R, I), and the weights (B, H, K, S)."""
-        weights = tf.nn.softmax(self._scores(query, keys) + penalty)
-        return self._joined(tf.matmul(weights, values)), weights
 
-    def _scores(self, query: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
-        """(B, H, K, d) and (B, H, S, d) -> (B, H, K, S)."""
-        # The longer matrix on the left: half the time.
-        scores = tf.matmul(keys, query * self.scale, transpose_b=True)
-        if query.shape[2] == 1:
-            return tf.reshape(scores, (-1, self.num_heads, 1, tf.shape(scores)[2]))
-        return tf.linalg.matrix_transpose(scores)
+def _lanes(columns: tf.Tensor, count: int, heads: int, size: int, lanes: int) -> tf.Tensor:
+    """(count I, R) -> (count, B, H, K, d)."""
+    return tf.transpose(tf.reshape(columns, (count, heads, size, -1, lanes)), (0, 3, 1, 4, 2))
 
-    def _joined(self, mixed: tf.Tensor) -> tf.Tensor:
-        """(B, H, K, d) -> rows (R, I)."""
-        if mixed.shape[2] != 1:
-            mixed = tf.transpose(mixed, (0, 2, 1, 3))
-        return tf.reshape(mixed, (-1, self.num_heads * self.head_size))
+
+def _scores(query: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+    """(B, H, K, d) and (B, H, S, d) -> (B, H, K, S)."""
+    # The longer matrix on the left: half the time.
+    scores = tf.matmul(keys, query, transpose_b=True)
+    if query.shape[2] == 1:
+        return tf.reshape(scores, (-1, query.shape[1], 1, tf.shape(scores)[2]))
+    return tf.linalg.matrix_transpose(scores)
+
+
+def _joined(mixed: tf.Tensor, width: int) -> tf.Tensor:
+    """(B, H, K, d) -> rows (R, I)."""
+    if mixed.shape[2] != 1:
+        mixed = tf.transpose(mixed, (0, 2, 1, 3))
+    return tf.reshape(mixed, (-1, width))
 
 
 def _affine(rows: tf.Tensor, layer: Linear) -> tf.Tensor:
@@ -233,14 +294,9 @@ def _affine(rows: tf.Tensor, layer: Linear) -> tf.Tensor:
     return rows if layer.bias is None else tf.nn.bias_add(rows, tf.convert_to_tensor(layer.bias))
 
 
-def product(x: tf.Tensor, kernel: tf.Tensor, bias: keras.Variable | None, *, as_rows: bool = False) -> tf.Tensor:
-    """Columns (D, R) float32, or rows (R, D), through a kernel (units, D), see `step_kernel` -> (units, R) float32."""
-    columns = tf.cast(tf.matmul(kernel, tf.cast(x, kernel.dtype), transpose_b=as_rows), tf.float32)
-    return columns if bias is None else columns + _column(bias)
-
-
-def _column(vector: keras.Variable) -> tf.Tensor:
-    return tf.convert_to_tensor(vector)[:, None]
+def product(x: tf.Tensor, kernel: tf.Tensor, *, as_rows: bool = False) -> tf.Tensor:
+    """Columns (D, R) float32, or rows (R, D), through a kernel (units, D), see `step_kernel` -> (units, R)."""
+    return tf.matmul(kernel, tf.cast(x, kernel.dtype), transpose_b=as_rows)
 
 
 def step_kernel(layer: Linear) -> tf.Tensor:
@@ -270,6 +326,7 @@ class FeedForward(keras.layers.Layer):
     ) -> None:
         super().__init__(**layer_options)
         self.num_features = num_features
+        self.activation: Activation = activation
         self.inner = linear(intermediate_size, "inner", use_bias=use_bias, activation=activation)
         self.gate = linear(intermediate_size, "gate", use_bias=use_bias) if gated else None
         self.outer = linear(num_features, "outer", use_bias=use_bias)
@@ -294,10 +351,20 @@ class FeedForward(keras.layers.Layer):
 
     def step(self, x: tf.Tensor, kernels: Sequence[tf.Tensor]) -> tuple[tf.Tensor, None]:
         """Columns (D, R) -> (D, R), and nothing besides."""
-        inner = self.inner.activation(product(x, kernels[0], self.inner.bias))
+        inner = _activated(product(x, kernels[0]), _value(self.inner.bias), self.activation)
         if self.gate is not None:
-            inner *= product(x, kernels[1], self.gate.bias)
-        return product(inner, kernels[-1], self.outer.bias), None
+            inner *= _with_bias(product(x, kernels[1]), _value(self.gate.bias))
+        return product(inner, kernels[-1]), None
+
+    @property
+    def result_bias(self) -> keras.Variable | None:
+        """What is still to be added to the results of `step`."""
+        return self.outer.bias
+
+
+@piece
+def _activated(columns: tf.Tensor, bias: tf.Tensor | None, activation: Activation) -> tf.Tensor:
+    return activation_function(activation)(_with_bias(columns, bias))
 
 
 class Residual(keras.layers.Layer):
@@ -336,5 +403,7 @@ class Residual(keras.layers.Layer):
     def step(self, x: tf.Tensor, part: Callable[[tf.Tensor], tuple[tf.Tensor, Any]]) -> tuple[tf.Tensor, Any]:
         """The same for columns (D, R) in float32, with a step of the part, and what that gives besides."""
         result, besides = part(normalised(self.norm, x) if self.norm_first else x)
-        x += result
-        return x if self.norm_first else normalised(self.norm, x), besides
+        bias = _value(self.part.result_bias)
+        if self.norm_first:
+            return _sum(x, result, bias), besides
+        return _normalised_sum(x, result, bias, *_norm_weights(self.norm), self.norm.epsilon), besides

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from nlp.models.layers import Linear, length_of
+from nlp.models.pieces import piece
 from nlp.models.seq2seq_layers import linear, product
 
 
@@ -48,9 +49,19 @@ class SSRU(keras.layers.Layer):
 
     def step(self, x: tf.Tensor, kernels: Sequence[tf.Tensor], state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Columns (D, R) and states (D, R) -> results and next states."""
-        keep = tf.sigmoid(product(x, kernels[0], self.forget.bias))
-        state = keep * state + (1.0 - keep) * product(x, kernels[1], None)
-        return tf.nn.relu(state), state
+        forget, value = (product(x, kernel) for kernel in kernels)
+        return _next_state(forget, tf.convert_to_tensor(self.forget.bias), value, state)
+
+    @property
+    def result_bias(self) -> None:
+        """Nothing is still to be added to the results of `step`."""
+
+
+@piece
+def _next_state(forget: tf.Tensor, bias: tf.Tensor, value: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    keep = tf.sigmoid(tf.cast(forget, tf.float32) + bias[:, None])
+    state = keep * state + (1.0 - keep) * tf.cast(value, tf.float32)
+    return tf.nn.relu(state), state
 
 
 def running_states(keep: tf.Tensor, taken: tf.Tensor) -> tf.Tensor:

@@ -395,9 +395,17 @@ def test_a_network_without_output_bias_answers_from_several_blocks(fields: dict[
     ],
     ids=["greedy", "long", "coverage", "t5", "ssru"],
 )
-def test_compiled_steps_find_what_plain_ones_find(changes: dict[str, Any], fields: dict[str, Any]) -> None:
-    with seeded(1):
-        network = build_seq2seq(CONFIG.replace(**changes))
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_compiled_steps_find_what_plain_ones_find(
+    precision: str, changes: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        with seeded(1):
+            network = build_seq2seq(CONFIG.replace(**changes))
+    finally:
+        keras.config.set_dtype_policy(before)
     config = DecodingConfig(**{"max_length": 12, **_IDS, **fields})
     ids, mask = source()
     prefix = np.asarray([[3, 4], [5, -1], [-1, -1], [6, -1], [-1, -1]], np.int32)
