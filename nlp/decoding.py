@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from shared.config import Config, option
 from shared.runtime import current_runtime
+
+if TYPE_CHECKING:
+    from nlp.models.kept_weights import KeptWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,9 @@ def decode(
 ) -> Decoded:
     """Find the targets of a batch. The first call with a model and a config builds a graph, which serves all shapes.
 
+    Kernels are turned, and in bfloat16 rounded, once, as long as they stay what they are; `forget_weights` frees these
+    copies.
+
     Args:
         model: a `Seq2SeqTransformer` or a `RecurrentSeq2Seq`.
         source_ids: int32 (B, S).
@@ -124,24 +130,46 @@ def decode(
     if not len(source_ids):
         empty = np.zeros((0, config.num_answers), np.int32)
         return Decoded(np.zeros((0, config.num_answers, 0), np.int32), empty, empty.astype(np.float32))
-    search = search_function(model, config, xla=current_runtime().xla)
-    token_ids, lengths, scores = search(source_ids, mask, prefix, np.int32(config.seed))
+    weights = _kept_weights(model)
+    search = search_function(model, config, xla=current_runtime().xla, prepared=weights)
+    inputs = (source_ids, mask, prefix, np.int32(config.seed))
+    token_ids, lengths, scores = search(*inputs) if weights is None else search(*inputs, weights)
     lengths = lengths.numpy()
     return Decoded(token_ids.numpy()[:, :, : lengths.max()], lengths, scores.numpy())
 
 
-def search_function(model: Any, config: DecodingConfig, *, xla: bool = False) -> Callable[..., Any]:
+def forget_weights(model: Any) -> None:
+    """Free what `decode` keeps of a model's weights: they are about to change."""
+    kept: KeptWeights | None = model.__dict__.get("_kept_weights")
+    if kept is not None:
+        kept.forget()
+
+
+def _kept_weights(model: Any) -> Any:
+    """What the model's steps take in the place of its weights; None where that is made in the graph of a search."""
+    from nlp.models.kept_weights import KeptWeights
+
+    if "_kept_weights" not in model.__dict__:
+        model.__dict__["_kept_weights"] = KeptWeights(model) if KeptWeights.can_keep(model) else None
+    kept: KeptWeights | None = model.__dict__["_kept_weights"]
+    return None if kept is None else kept.present()
+
+
+def search_function(
+    model: Any, config: DecodingConfig, *, xla: bool = False, prepared: Any = None
+) -> Callable[..., Any]:
     """The graph of a search, a `tf.function` made once for each model and config.
 
     It takes source ids (B, S) int32, mask (B, S) bool, prefix (B, P) int32 and a seed int32, all of any size, and gives
     token ids (B, N, `max_length`), lengths and scores (B, N). With `xla`, greedy and beam search of transformers have
-    compiled steps (`nlp.models.compiled_steps`): that pays where many batches have the same sizes.
+    compiled steps (`nlp.models.compiled_steps`): that pays where many batches have the same sizes. With `prepared`,
+    what the model's method of this name gives, it takes such weights as its last argument.
     """
     from nlp.models.search import build_search
 
     # In the model's own dictionary: the graph refers to the model, and both go together. Keras need not track it.
-    made: dict[tuple[DecodingConfig, bool], Callable[..., Any]] = model.__dict__.setdefault("_search_functions", {})
-    key = (config.replace(seed=0), xla)
+    made: dict[Any, Callable[..., Any]] = model.__dict__.setdefault("_search_functions", {})
+    key = (config.replace(seed=0), xla, prepared is not None)
     if key not in made:
-        made[key] = build_search(model, key[0], xla=xla)
+        made[key] = build_search(model, key[0], xla=xla, prepared=prepared)
     return made[key]

@@ -276,7 +276,8 @@ class Translator(Pipeline):
         validate = None
         if validation is not None:
             scored = self._scoring_batches(validation, validation_loading(options.training))
-            validate = functools.partial(self._score, scored)
+            validate = functools.partial(self._validated, scored)
+        self._seq2seq.forget_weights()
         history = run_training(self.training_task(train, options.training, validate=validate), options)
         self._trained = True
         return history
@@ -338,6 +339,12 @@ class Translator(Pipeline):
             return dict(zip(("source", "reference"), map(_as_array, text_pair(source, target)), strict=True))
 
         return InputPipeline(as_source(data), Stages(encode=texts), replace(loading, batch_size=_CHUNK))
+
+    def _validated(self, batches: InputPipeline) -> Metrics:
+        try:
+            return self._score(batches)
+        finally:
+            self._seq2seq.forget_weights()
 
     def _score(self, batches: InputPipeline) -> Metrics:
         decoding = self._search(self.decoding, 1)

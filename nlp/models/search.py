@@ -69,8 +69,11 @@ class Answers(NamedTuple):
     open: tf.Tensor
 
 
-def build_search(model: Any, config: DecodingConfig, *, xla: bool) -> Callable[..., Any]:
-    """A `tf.function` of source ids, mask, prefix and seed; see `nlp.decoding.search_function`."""
+def build_search(model: Any, config: DecodingConfig, *, xla: bool, prepared: Any = None) -> Callable[..., Any]:
+    """A `tf.function` of source ids, mask, prefix and seed; see `nlp.decoding.search_function`.
+
+    With `prepared`, what a model's method of this name gives, it takes such weights as its last argument.
+    """
     # XLA cannot look for sequences that repeat themselves, and draws other random numbers.
     compilable = isinstance(model, Seq2SeqTransformer) and not (config.sample or config.no_repeat_ngram)
     if xla and compilable and _on_first_device(model):
@@ -81,17 +84,20 @@ def build_search(model: Any, config: DecodingConfig, *, xla: bool) -> Callable[.
         tf.TensorSpec((None, None), tf.int32, name="prefix"),
         tf.TensorSpec((), tf.int32, name="seed"),
     )
+    weights = () if prepared is None else (tf.nest.map_structure(tf.TensorSpec.from_tensor, prepared),)
 
-    def search(source_ids: tf.Tensor, mask: tf.Tensor, prefix: tf.Tensor, seed: tf.Tensor) -> Any:
+    def search(source_ids: tf.Tensor, mask: tf.Tensor, prefix: tf.Tensor, seed: tf.Tensor, *weights: Any) -> Any:
         memory = model.encode(source_ids, mask)
-        with_seen = config.coverage_penalty > 0
-        state = model.start(memory, mask, config.max_length, lanes=config.lanes, with_seen=with_seen)
+        options: dict[str, Any] = {"lanes": config.lanes, "with_seen": config.coverage_penalty > 0}
+        if weights:
+            (options["prepared"],) = weights
+        state = model.start(memory, mask, config.max_length, **options)
         rules = rules_of(config, mask, prefix)
         if config.num_beams > 1:
             return beam_search(model, config, rules, state, mask)
         return _one_by_one(model, config, rules, state, mask, seed)
 
-    compiled: Callable[..., Any] = tf.function(search, input_signature=signature, autograph=False)
+    compiled: Callable[..., Any] = tf.function(search, input_signature=(*signature, *weights), autograph=False)
     return compiled
 
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 from nlp.models.layers import length_of
 from nlp.models.seq2seq_config import Seq2SeqConfig
 from nlp.models.seq2seq_layers import as_multiplied
-from nlp.models.seq2seq_stacks import DecoderStack, DecoderState, EncoderStack
+from nlp.models.seq2seq_stacks import DecoderStack, DecoderState, EncoderStack, Prepared
 
 
 def build_seq2seq(config: Seq2SeqConfig) -> Seq2SeqTransformer:
@@ -108,8 +108,25 @@ class Seq2SeqTransformer(keras.Model):
         mask = tf.cast(mask, tf.bool)
         return tf.cast(self.encoder(self.source_tokens(source_ids), mask, training=False), tf.float32)
 
+    @property
+    def step_weights(self) -> list[keras.Variable]:
+        """What `prepared` is made of."""
+        parts = (part.part for block in self.decoder.blocks for part in block)
+        return [*(layer.kernel for part in parts for layer in part.linears), self.output_tokens.table]
+
+    def prepared(self) -> Prepared:
+        """Kernels and table as steps take them, some of them copies: the same as long as weights do not change."""
+        return Prepared(self.decoder.step_kernels(), as_multiplied(self.output_tokens.table, self.compute_dtype))
+
     def start(
-        self, memory: tf.Tensor, mask: tf.Tensor, max_length: int, *, lanes: int = 1, with_seen: bool = False
+        self,
+        memory: tf.Tensor,
+        mask: tf.Tensor,
+        max_length: int,
+        *,
+        lanes: int = 1,
+        with_seen: bool = False,
+        prepared: Prepared | None = None,
     ) -> DecoderState:
         """The state before the first step.
 
@@ -119,14 +136,17 @@ class Seq2SeqTransformer(keras.Model):
             max_length: most steps that will be taken.
             lanes: K.
             with_seen: keep account of what was looked at (`DecoderState.seen`).
+            prepared: what `prepared` gives, where it is known.
 
         Raises:
             ValueError: where positions do not reach so far.
         """
         if self.longest_target is not None and max_length > self.longest_target:
             raise ValueError(f"The decoder has positions for {self.longest_target} tokens; received {max_length}.")
-        output = as_multiplied(self.output_tokens.table, self.compute_dtype)
-        return self.decoder.start(memory, tf.cast(mask, tf.bool), output, max_length, lanes=lanes, with_seen=with_seen)
+        prepared = self.prepared() if prepared is None else prepared
+        return self.decoder.start(
+            memory, tf.cast(mask, tf.bool), prepared, max_length, lanes=lanes, with_seen=with_seen
+        )
 
     def advance(self, token_ids: tf.Tensor, position: tf.Tensor, state: DecoderState) -> tuple[tf.Tensor, DecoderState]:
         """Token ids (B, K) at a position, the scalar number of steps so far -> features (R, D), and the next state."""
@@ -150,9 +170,10 @@ class Seq2SeqTransformer(keras.Model):
 
     def output_of(self, state: DecoderState, tokens: slice) -> tuple[tf.Tensor, tf.Tensor | None]:
         """The rows (V, D) and biases (V,), if any, that give the logits of a range of tokens."""
-        state.output.set_shape((self.vocab_size, self.config.hidden_size))  # which a loop has lost
+        table = state.prepared.output
+        table.set_shape((self.vocab_size, self.config.hidden_size))  # which a loop has lost
         bias = None if self.output_bias is None else tf.convert_to_tensor(self.output_bias)[tokens]
-        return state.output[tokens], bias
+        return table[tokens], bias
 
     def products(self, features: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
         """Features (R, D) and rows of `output_of` -> (V, R), of which `as_logits` makes logits."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -32,6 +32,22 @@ from nlp.models.ssru import SSRU
 _FIRST_POSITIONS = 32
 
 
+# For each layer, those of its three parts as `step_kernel` gives them.
+StepKernels: TypeAlias = tuple[tuple[tuple[tf.Tensor, ...], ...], ...]
+
+
+class Prepared(NamedTuple):
+    """Weights as steps of decoding take them.
+
+    Attributes:
+        kernels: those of the layers.
+        output: the table (V, D) whose products with features are logits.
+    """
+
+    kernels: StepKernels
+    output: tf.Tensor
+
+
 class DecoderState(NamedTuple):
     """What decoding carries from step to step; used up by the step that takes it.
 
@@ -40,8 +56,7 @@ class DecoderState(NamedTuple):
         memories: for each layer keys and values of the source.
         memory_penalty: float32 (B, 1, 1, S), for padding.
         ancestors: int32 (B, L, K), the lane in which a lane's past was at each position; -1 where nothing is yet.
-        kernels: for each layer those of its three parts as `step_kernel` gives them.
-        output: the table (V, D) whose products with features are logits.
+        prepared: the weights.
         seen: float32 (B, K, S), how much of the source was looked at so far: sums of the last layer's weights, averaged
             over heads; (B, K, 0) if nobody asked.
     """
@@ -50,8 +65,7 @@ class DecoderState(NamedTuple):
     memories: tuple[Memory, ...]
     memory_penalty: tf.Tensor
     ancestors: tf.Tensor
-    kernels: tuple[tuple[tuple[tf.Tensor, ...], ...], ...]
-    output: tf.Tensor
+    prepared: Prepared
     seen: tf.Tensor
 
 
@@ -208,10 +222,16 @@ class DecoderStack(Stack):
 
     # Decoding.
 
+    def step_kernels(self) -> StepKernels:
+        """The kernels as steps take them, copies."""
+        return tuple(
+            tuple(tuple(step_kernel(layer) for layer in part.part.linears) for part in block) for block in self.blocks
+        )
+
     def start(
-        self, memory: tf.Tensor, real: tf.Tensor, output: tf.Tensor, max_length: int, *, lanes: int, with_seen: bool
+        self, memory: tf.Tensor, real: tf.Tensor, prepared: Prepared, max_length: int, *, lanes: int, with_seen: bool
     ) -> DecoderState:
-        """The state before the first step; see `Seq2SeqTransformer.start` and `DecoderState.output`."""
+        """The state before the first step; see `Seq2SeqTransformer.start`."""
         batch_size, room = tf.shape(memory)[0], min(max_length, _FIRST_POSITIONS)
         empty = tf.zeros((self.config.hidden_size, batch_size * lanes))
         return DecoderState(
@@ -221,11 +241,7 @@ class DecoderStack(Stack):
             memories=tuple(look.part.memory_of(memory) for _, look, _ in self.blocks),
             memory_penalty=padding_penalty(real),
             ancestors=tf.fill((batch_size, room, lanes), -1),
-            kernels=tuple(
-                tuple(tuple(step_kernel(layer) for layer in part.part.linears) for part in block)
-                for block in self.blocks
-            ),
-            output=output,
+            prepared=prepared,
             seen=tf.zeros((batch_size, lanes, tf.shape(memory)[1] if with_seen else 0)),
         )
 
@@ -246,7 +262,7 @@ class DecoderStack(Stack):
         x = self._embedded_step(rows, position)
         units, weights, hidden = [], None, state.memory_penalty
         for (unit, look, feed_forward), kept, memory, kernels in zip(
-            self.blocks, state.units, state.memories, state.kernels, strict=True
+            self.blocks, state.units, state.memories, state.prepared.kernels, strict=True
         ):
             x, kept = unit.step(x, functools.partial(_unit_step, unit.part, kernels[0], kept, penalty, own_penalty))
             x, weights = look.step(

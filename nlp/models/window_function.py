@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from nlp.models.layers import Linear
 from nlp.models.network import INPUT_NAMES
+from nlp.models.watched import Watched
 from shared.data import Arrays
 from shared.normalization import FastLayerNormalization
 from shared.runtime import current_runtime
@@ -37,10 +38,9 @@ class WindowFunction:
     def __init__(self, model: keras.Model) -> None:
         self._model = model
         self._by_variables = self._compiled(lambda inputs: model(inputs, training=False), xla=current_runtime().xla)
-        self._weights: list[tf.Tensor] = []
+        self._watched: Watched | None = None
         self._windows = 0
         self._by_constants: Callable[..., tf.Tensor] | None = None
-        self._read: Callable[[], list[tf.Tensor]] | None = None
 
     def __call__(self, batch: Arrays) -> np.ndarray:
         """`token_ids`, `segment_ids` and `mask` (N, T) -> logits float32 (N, K), or (N, T, K)."""
@@ -50,18 +50,21 @@ class WindowFunction:
         """What to call for the next `num_windows` windows: after many with the same weights, a graph of constants."""
         if not self._may_settle():
             return self
-        weights = self._present_weights()
-        if not _are_same(weights, self._weights):
-            self._weights, self._windows, self._by_constants = weights, 0, None
+        if self._watched is None:
+            self._watched = Watched(self._model.variables)
+        if self._watched.changed():
+            self._windows, self._by_constants = 0, None
         self._windows += num_windows
         if self._by_constants is None and self._windows >= _ENOUGH_WINDOWS:
-            self._by_constants = self._compiled(self._constant_model(), xla=False)
+            self._by_constants = self._compiled(self._constant_model(self._watched.values), xla=False)
         trace = self._by_constants
         return self if trace is None else lambda batch: _result(trace, batch)
 
     def unsettle(self) -> None:
         """Keep nothing of the weights: they are about to change."""
-        self._weights, self._windows, self._by_constants = [], 0, None
+        self._windows, self._by_constants = 0, None
+        if self._watched is not None:
+            self._watched.forget()
 
     def _compiled(self, model: Callable[[dict[str, tf.Tensor]], tf.Tensor], *, xla: bool) -> Callable[..., tf.Tensor]:
         ids = tf.TensorSpec((None, None), tf.int32)
@@ -83,19 +86,10 @@ class WindowFunction:
         kernels = [layer.kernel for layer in self._model._flatten_layers() if _is_product(layer)]
         return bool(kernels) and sum(2 * int(np.prod(kernel.shape)) for kernel in kernels) <= _MOST_BYTES
 
-    def _present_weights(self) -> list[tf.Tensor]:
-        """The values of all variables, without copies: while these are kept, TensorFlow writes new ones elsewhere."""
-        if self._read is None:
-            variables = list(self._model.variables)
-            read = tf.function(lambda: [tf.convert_to_tensor(v.value) for v in variables], autograph=False)
-            self._read = read.get_concrete_function()
-        values: list[tf.Tensor] = self._read()
-        return values
-
-    def _constant_model(self) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
-        """The model in whose place `_weights` are used, those that gain by it as constants."""
+    def _constant_model(self, weights: list[tf.Tensor]) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
+        """The model with these weights in the place of its own, those that gain by it as constants."""
         model = self._model
-        present = dict(zip((id(v) for v in model.variables), self._weights, strict=True))
+        present = dict(zip((id(v) for v in model.variables), weights, strict=True))
 
         def constant(variable: keras.Variable, dtype: tf.DType) -> tf.Tensor:
             return tf.constant(present[id(variable)].numpy().astype(dtype.as_numpy_dtype))
@@ -122,15 +116,3 @@ def _is_product(layer: keras.layers.Layer) -> bool:
 def _result(trace: Callable[..., tf.Tensor], batch: Arrays) -> np.ndarray:
     result: np.ndarray = trace(*(tf.convert_to_tensor(batch[key]) for key in INPUT_NAMES)).numpy()
     return result
-
-
-def _are_same(values: list[tf.Tensor], others: list[tf.Tensor]) -> bool:
-    """Whether tensors of the CPU lie in the same places: those that are kept do not change."""
-    return len(values) == len(others) and all(
-        _place(value) == _place(other) for value, other in zip(values, others, strict=True)
-    )
-
-
-def _place(tensor: tf.Tensor) -> int:
-    place: int = np.asarray(memoryview(tensor)).__array_interface__["data"][0]
-    return place

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nlp.decoding import Decoded, DecodingConfig, decode, search_function
+from nlp.decoding import Decoded, DecodingConfig, decode, forget_weights, search_function
 from nlp.models.search import _on_first_device, beam_search, rules_of
 from nlp.models.seq2seq import build_seq2seq
 from nlp.models.seq2seq_config import Seq2SeqConfig
@@ -256,8 +258,10 @@ def test_one_graph_serves_all_shapes(model: Any) -> None:
     config = DecodingConfig(num_beams=2, max_length=5, **_IDS)
     for count in (1, 3, 5):
         decode(model, *(part[:, :count] for part in source(count)), config)
-    assert search_function(model, config).experimental_get_tracing_count() == 1
-    assert search_function(model, config.replace(seed=7)) is search_function(model, config)
+    weights = model.prepared()
+    made = search_function(model, config, prepared=weights)
+    assert made.experimental_get_tracing_count() == 1
+    assert search_function(model, config.replace(seed=7), prepared=weights) is made
 
 
 def test_a_search_can_be_exported(model: Any, tmp_path: Any) -> None:
@@ -362,6 +366,38 @@ def test_arrays_of_other_shapes_are_refused(model: Any) -> None:
         decode(model, source_ids, mask, config, prefix=np.ones((5, 4)))
     with pytest.raises(ValueError, match="positions for 64 tokens; received 80"):
         decode(model, source_ids, mask, config.replace(max_length=80))
+
+
+def test_kept_weights_follow_those_of_the_model() -> None:
+    config = DecodingConfig(num_beams=2, max_length=8, scores=True, **_IDS)
+    networks = []
+    for seed in (1, 2):
+        with seeded(seed):
+            networks.append(build_seq2seq(CONFIG))
+    network, other = networks
+    first, expected = (decode(each, *source(), config) for each in networks)
+    assert decode(network, *source(), config).scores.tolist() == first.scores.tolist()
+    assert not np.array_equal(first.scores, expected.scores)
+    network.set_weights(other.get_weights())
+    np.testing.assert_array_equal(decode(network, *source(), config).scores, expected.scores)
+    # One kernel alone, as a step of training would.
+    kernel = network.decoder.blocks[0][2].part.inner.kernel
+    kernel.value.assign_add(tf.ones(kernel.shape))
+    changed = decode(network, *source(), config)
+    assert not np.array_equal(changed.scores, expected.scores)
+    plain = search_function(network, config)(*source(), np.zeros((5, 0), np.int32), 0)
+    np.testing.assert_allclose(changed.scores, plain[2], rtol=1e-6)
+
+
+def test_weights_can_be_forgotten(model: Any) -> None:
+    config = DecodingConfig(num_beams=1, max_length=4, **_IDS)
+    before = decode(model, *source(), config)
+    copies = weakref.ref(model.__dict__["_kept_weights"].present().kernels[0][0][0])
+    assert copies() is not None
+    forget_weights(model)
+    gc.collect()
+    assert copies() is None
+    np.testing.assert_array_equal(decode(model, *source(), config).token_ids, before.token_ids)
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])

@@ -204,8 +204,8 @@ def test_mixed_precision_decodes_with_weights_of_16_bits() -> None:
     np.testing.assert_allclose(logits, twin(inputs), atol=0.1)
     memory = twin.encode(inputs["source_ids"], inputs["source_mask"])
     states = [network.start(memory, inputs["source_mask"], 4) for network in (model, twin)]
-    assert states[0].output.dtype == states[0].kernels[0][0][0].dtype == tf.bfloat16
-    assert states[1].output.dtype == states[1].kernels[0][0][0].dtype == tf.float32
+    assert {part.dtype for part in tf.nest.flatten(states[0].prepared)} == {tf.bfloat16}
+    assert {part.dtype for part in tf.nest.flatten(states[1].prepared)} == {tf.float32}
     steps = [
         network.step(tf.ones((3, 1), tf.int32), tf.constant(0), state)
         for network, state in zip((model, twin), states, strict=True)
