@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from experiment import benchmark_record, data_directory, run_record, settings
@@ -54,6 +57,7 @@ def _multi30k(language: str, name: str, target: str) -> dict[str, Any]:
     print(f"{name}: {run['metrics']} in {run['minutes']:.1f} min", flush=True)
     others = {split: translator.evaluate(read(split)) for split in ("val", "test_2017_flickr", "test_2017_mscoco")}
     words = word_translation_baseline(train, test)
+    rounded = _in_bfloat16(translator, test)
     return {
         "title": f"Multi30k, English to {name} from scratch",
         "data": f"multi30k: {len(train):,} pairs, test_2016_flickr ({len(test):,} pairs), raw and cased; last weights",
@@ -64,10 +68,22 @@ def _multi30k(language: str, name: str, target: str) -> dict[str, Any]:
         "runs": [run],
         "figures": {
             **{f"BLEU on {split}": scores["bleu"] for split, scores in others.items()},
+            "BLEU of the same weights, decoded in bfloat16": rounded["bleu"],
             "BLEU word by word (IBM's model 1)": words["bleu"],
             "BLEU of the sources as they are": words.details["copy"]["bleu"],
         },
     }
+
+
+def _in_bfloat16(translator: Any, test: Any) -> Any:
+    """The scores of a translator that decodes in bfloat16 with the same weights."""
+    from nlp import Translator
+    from shared.runtime import activated, current_runtime
+
+    with tempfile.TemporaryDirectory() as directory:
+        translator.save(Path(directory) / "translator")
+        with activated(dataclasses.replace(current_runtime(), precision="mixed_bfloat16")):
+            return Translator.load(Path(directory) / "translator").evaluate(test)
 
 
 def translation_decode() -> dict[str, Any]:
