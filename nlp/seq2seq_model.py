@@ -142,8 +142,8 @@ class Seq2SeqModel:
 
     def forget_weights(self) -> None:
         """Free what decoding keeps of the weights, if anything: they are about to change."""
-        if self.model is not None:
-            forget_weights(self.model)
+        if self.network is not None:
+            forget_weights(self.network)
 
     def texts(self, found: Decoded) -> list[str]:
         """The texts of the answers for one source, the best first."""
