@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -113,3 +115,35 @@ def test_blocks_within_a_network_of_kerashub_are_fused_in_its_feature_maps_too()
     norms = [layer for layer in trunk._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     assert norms
     assert all(type(layer) is FusedBatchNormalization for layer in norms)
+
+
+@pytest.mark.parametrize(
+    ("options", "folded"),
+    [
+        ({}, True),
+        ({"strides": 2, "padding": "valid"}, True),
+        ({"dilation_rate": 2}, False),
+        ({"use_bias": True}, False),
+        ({"depth_multiplier": 2}, False),
+    ],
+    ids=["plain", "strided", "dilated", "bias", "two kernels"],
+)
+def test_a_depthwise_kernel_takes_the_scale_in_graphs(options: dict[str, Any], folded: bool) -> None:
+    rng = np.random.default_rng(0)
+    settings = {"padding": "same", "use_bias": False, **options}
+    images = keras.Input((None, None, 6))
+    maps = keras.layers.DepthwiseConv2D(3, **settings)(images)
+    maps = FusedBatchNormalization(name="norm")(maps)
+    model = keras.Model(images, keras.layers.ReLU(6.0)(maps))
+    for variable in model.variables:
+        variable.assign(rng.uniform(0.5, 2, variable.shape) * rng.choice([-1, 1], variable.shape[-1:]))
+    norm = model.get_layer("norm")
+    norm.moving_variance.assign(rng.uniform(0.1, 3, norm.moving_variance.shape))
+    function = tf.function(lambda x: model(x, training=False), autograph=False)
+    x = tf.constant(rng.standard_normal((2, 9, 11, 6)), tf.float32)
+    np.testing.assert_allclose(function(x), model(x, training=False), rtol=1e-5, atol=1e-5)
+    kinds = [node.type for node in function.get_concrete_function(x).graph.get_operations()]
+    assert ("FusedBatchNormV3" not in kinds) == folded
+    # Weights are read at each call.
+    norm.gamma.assign(-2 * norm.gamma)
+    np.testing.assert_allclose(function(x), model(x, training=False), rtol=1e-5, atol=1e-5)

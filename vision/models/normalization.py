@@ -3,6 +3,9 @@
 Keras computes it from a dozen elementwise operations, each of which reads and writes the whole feature map, in float32
 where the map has 16 bits. TensorFlow has one operation for it, forwards and backwards, which computes in float32 and
 reads and writes the map as it is. On several devices it is computed in float32 from sums over all of them.
+
+In inference TensorFlow's graph optimizer joins it to the convolution before it, but not to a depthwise one. There the
+kernel is scaled instead, in the graph.
 """
 
 from __future__ import annotations
@@ -37,6 +40,11 @@ class FusedBatchNormalization(layers.BatchNormalization):
 
     def _applied(self, inputs: tf.Tensor) -> tf.Tensor:
         mean, variance = self.moving_mean.value, self.moving_variance.value
+        convolution = _depthwise_convolution(inputs)
+        if convolution is not None:
+            gamma, beta = self._scale_and_offset()
+            scale = tf.math.rsqrt(variance + self.epsilon) * gamma
+            return tf.nn.bias_add(_with_scale(convolution, scale), beta - mean * scale)
         outputs: tf.Tensor = tf.compat.v1.nn.fused_batch_norm(
             inputs, *self._scale_and_offset(), mean, variance, epsilon=self.epsilon, is_training=False
         )[0]
@@ -75,6 +83,31 @@ class FusedBatchNormalization(layers.BatchNormalization):
     def _keep(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             average.assign(average.value * self.momentum + value * (1 - self.momentum))
+
+
+def _depthwise_convolution(outputs: tf.Tensor) -> tf.Operation | None:
+    """In a graph, the depthwise convolution that gives `outputs`, one kernel for each channel, in float32."""
+    if not tf.is_symbolic_tensor(outputs) or outputs.dtype != tf.float32:
+        return None
+    found = outputs.op
+    is_one = found.type == "DepthwiseConv2dNative" and found.inputs[1].shape[-1] == 1
+    return found if is_one and found.get_attr("data_format") == b"NHWC" else None
+
+
+def _with_scale(convolution: tf.Operation, scale: tf.Tensor) -> tf.Tensor:
+    """What the depthwise convolution gives, times `scale` (C,): the kernel takes it, and no map is read again.
+
+    The convolution itself is left without use. What is added to this, and an activation, TensorFlow computes with it.
+    """
+    images, kernel = convolution.inputs
+    return tf.raw_ops.DepthwiseConv2dNative(
+        input=images,
+        filter=kernel * scale[:, None],
+        strides=convolution.get_attr("strides"),
+        padding=convolution.get_attr("padding").decode(),
+        explicit_paddings=convolution.get_attr("explicit_paddings"),
+        dilations=convolution.get_attr("dilations"),
+    )
 
 
 def fuse_normalization(model: keras.Model) -> keras.Model:
