@@ -78,6 +78,9 @@ class TextClassifierConfig(Config):
     num_heads: int = option(4, "attention heads of a transformer, from scratch", minimum=1)
     dropout: float = option(0.1, "share of features dropped in training, from scratch", minimum=0.0, maximum=0.95)
     class_weights: Literal["none", "balanced"] = option("none", "balanced: rare classes weigh more in the loss")
+    consistency: float = option(
+        0.0, "weight in the loss of how two passes with other dropout differ (R-Drop); twice the time", minimum=0.0
+    )
     seed: int = option(0, "seed of the initial weights", minimum=0)
 
     def __post_init__(self) -> None:
@@ -87,6 +90,8 @@ class TextClassifierConfig(Config):
             raise ValueError("`multi_label` and `regression` exclude each other: targets are labels or numbers.")
         if self.labels and self.regression:
             raise ValueError("`labels` and `regression` exclude each other: targets are labels or numbers.")
+        if self.consistency and self.regression:
+            raise ValueError("`consistency` compares probabilities, which `regression` has not.")
         if self.token_pooling != "first" and self.encoder != "transformer":
             raise ValueError(
                 f"`token_pooling` {self.token_pooling} would have no effect: a {self.encoder} takes the largest."
@@ -348,22 +353,32 @@ class TextClassifier(Pipeline):
         import tensorflow as tf
 
         from nlp.models.network import pooled_logits
-        from shared.losses import cross_entropy
+        from shared.losses import cross_entropy, disagreement
 
         model, config = self.model, self.config
         weights = self._classes.balanced_weights(source) if config.class_weights == "balanced" else None
 
-        def loss(batch: dict[str, tf.Tensor]) -> tf.Tensor:
-            logits = pooled_logits(model, batch, pooling=config.window_pooling, training=True)
+        def answer(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+            return pooled_logits(model, batch, pooling=config.window_pooling, training=True)
+
+        def loss_of(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
             if config.regression:
-                return tf.reduce_mean(tf.square(logits[:, 0] - batch["targets"]))
+                return tf.reduce_mean(tf.square(logits[:, 0] - targets))
             return cross_entropy(
                 logits,
-                batch["targets"],
+                targets,
                 multi_label=config.multi_label,
                 label_smoothing=training.label_smoothing,
                 class_weights=weights,
             )
+
+        def loss(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+            logits = answer(batch)
+            if not config.consistency:
+                return loss_of(logits, batch["targets"])
+            again = answer(batch)
+            mean = (loss_of(logits, batch["targets"]) + loss_of(again, batch["targets"])) / 2
+            return mean + config.consistency / 2 * disagreement(logits, again, multi_label=config.multi_label)
 
         return loss
 

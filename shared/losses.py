@@ -37,3 +37,16 @@ def cross_entropy(
     if by_examples or share_here() is None:
         return tf.reduce_mean(losses)
     return mean_over_batch(tf.reduce_sum(losses), tf.cast(tf.size(losses), tf.float32))
+
+
+def disagreement(first: tf.Tensor, second: tf.Tensor, *, multi_label: bool = False) -> tf.Tensor:
+    """How far two answers to the same examples are apart, logits (B, K) each; a float32 scalar, 0 for equal ones.
+
+    The mean of the Kullback-Leibler divergences of each from the other, as in equation 2 of Liang et al. 2021 (R-Drop,
+    arXiv:2106.14448); for many labels their sum over classes.
+    """
+    first, second = tf.cast(first, tf.float32), tf.cast(second, tf.float32)
+    chances = tf.sigmoid if multi_label else tf.nn.softmax
+    # Logits in the place of logarithms: what they differ by cancels out.
+    divergences = tf.reduce_sum((chances(first) - chances(second)) * (first - second), axis=-1)
+    return tf.reduce_mean(divergences) / 2

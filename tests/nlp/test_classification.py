@@ -280,6 +280,8 @@ def test_contradictions_are_refused() -> None:
         TextClassifierConfig(labels=("a", "b"), regression=True)
     with pytest.raises(ValueError, match="multiple of `num_heads`"):
         TextClassifierConfig(hidden_size=30, num_heads=4)
+    with pytest.raises(ValueError, match="which `regression` has not"):
+        TextClassifierConfig(consistency=1.0, regression=True)
 
 
 def test_class_weights_raise_rare_classes() -> None:
@@ -291,6 +293,24 @@ def test_class_weights_raise_rare_classes() -> None:
         answers = classifier.predict(texts)
         means.append(np.mean([dict(zip(a.labels, a.probabilities, strict=True))["bad"] for a in answers]))
     assert means[1] > means[0] + 0.1
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_consistency_adds_what_passes_with_other_dropout_differ_by(multi_label: bool) -> None:
+    data = reviews()
+    if multi_label:
+        data = Examples(data.inputs, [(label,) for label in data.targets])
+    losses = {}
+    for dropout in (0.0, 0.5):
+        for consistency in (0.0, 100.0):
+            config = {**TINY, "dropout": dropout, "consistency": consistency, "multi_label": multi_label}
+            task = TextClassifier(TextClassifierConfig(**config)).training_task(data, TRAINING)
+            head = task.model.trainable_variables[-2]  # new, and so small that dropout would hardly show
+            head.assign(100 * head)
+            batch = {name: tf.constant(array) for name, array in next(iter(task.batches.epoch(0))).items()}
+            losses[dropout, consistency] = float(task.loss(batch))
+    assert losses[0.0, 100.0] == pytest.approx(losses[0.0, 0.0], rel=1e-5)
+    assert losses[0.5, 100.0] > 1.5 * losses[0.5, 0.0]
 
 
 def test_an_answer_in_plain_values() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from shared.losses import cross_entropy
+from shared.losses import cross_entropy, disagreement
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]], np.float32)
 
@@ -44,3 +44,22 @@ def test_sigmoid_cross_entropy_for_many_labels(weights):
 def test_half_precision_logits_lose_nothing_more():
     half = tf.cast(LOGITS, tf.bfloat16)
     assert cross_entropy(half, tf.constant([0, 2])).dtype == tf.float32
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_disagreement_is_the_mean_of_both_divergences(multi_label):
+    others = np.array([[1.0, 1.0, -2.0], [0.5, 0.0, 3.0]], np.float32)
+    if multi_label:
+        first, second = (np.stack([s, 1 - s]) for s in (1 / (1 + np.exp(-LOGITS)), 1 / (1 + np.exp(-others))))
+        axes = (0, 2)
+    else:
+        first, second = (np.exp(log_softmax(logits)) for logits in (LOGITS, others))
+        axes = (1,)
+    there, back = ((p * np.log(p / q)).sum(axis=axes).mean() for p, q in ((first, second), (second, first)))
+    found = disagreement(tf.constant(LOGITS), tf.constant(others), multi_label=multi_label)
+    assert float(found) == pytest.approx((there + back) / 2, rel=1e-5)
+
+
+def test_equal_answers_do_not_disagree_however_they_are_shifted():
+    assert float(disagreement(tf.constant(LOGITS), tf.constant(LOGITS))) == 0
+    assert float(disagreement(tf.constant(LOGITS), tf.constant(LOGITS + 7))) == pytest.approx(0, abs=1e-6)
