@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import tensorflow as tf
@@ -18,6 +19,7 @@ class KeptWeights:
         self._watched = Watched(model.step_weights)
         self._prepare = tf.function(model.prepared, autograph=False).get_concrete_function()
         self._prepared: Prepared | None = None
+        self._lock = threading.Lock()  # translators answer in several threads
 
     @staticmethod
     def can_keep(model: Any) -> bool:
@@ -29,13 +31,15 @@ class KeptWeights:
 
     def present(self) -> Prepared:
         """What belongs to the present weights."""
-        if self._watched.changed():
-            self._prepared = None  # before as much is made anew
-        if self._prepared is None:
-            self._prepared = self._prepare()
-        return self._prepared
+        with self._lock:
+            if self._watched.changed():
+                self._prepared = None  # before as much is made anew
+            if self._prepared is None:
+                self._prepared = self._prepare()
+            return self._prepared
 
     def forget(self) -> None:
         """Keep nothing: weights are about to change."""
-        self._watched.forget()
-        self._prepared = None
+        with self._lock:
+            self._watched.forget()
+            self._prepared = None
