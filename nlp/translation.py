@@ -250,6 +250,7 @@ class Translator(Pipeline):
 
         source = as_source(train, name="train")
         self._seq2seq.ensure(_good_pairs(source), self.config)
+        self._seq2seq.forget_weights()
         decoding = self._seq2seq.require_decoding()
         varied = self.config.subword_sampling > 0
         stages = Stages(
@@ -277,7 +278,6 @@ class Translator(Pipeline):
         if validation is not None:
             scored = self._scoring_batches(validation, validation_loading(options.training))
             validate = functools.partial(self._validated, scored)
-        self._seq2seq.forget_weights()
         history = run_training(self.training_task(train, options.training, validate=validate), options)
         self._trained = True
         return history

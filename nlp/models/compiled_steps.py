@@ -72,7 +72,10 @@ class CompiledPieces:
         """A compiled choice of tokens: of features, state, and what else `choose` takes, which takes logits first."""
 
         def chosen(products: tf.Tensor, bias: tf.Tensor | None, *arguments: Any) -> Any:
-            return choose(lambda tokens: as_logits(products, bias), *arguments)
+            def logits_of(tokens: slice = slice(None)) -> tf.Tensor:
+                return as_logits(products[tokens], None if bias is None else bias[tokens])
+
+            return choose(logits_of, *arguments)
 
         compiled = tf.function(chosen, autograph=False, jit_compile=True)
 

@@ -2,8 +2,8 @@
 
 Layers have two faces. Called, they take all positions of a batch at once, for training. Their `step` methods take the
 next position of each row alone, for decoding: as columns (D, R), so that the product with a kernel has the large matrix
-on its left, which is quickest, and nothing is transposed on the way. All of it is float32 but, in mixed_bfloat16, the
-kernels and what is multiplied with them: reading kernels is most of the time of a step.
+on its left, which is quickest, and nothing is transposed on the way. All of it is float32 but, in mixed_bfloat16,
+kernels, what is multiplied with them, and the products: reading kernels is most of the time of a step.
 
 Shapes: B texts, K lanes of a text (beams or samples), R = B K rows, T target positions, S source positions, L positions
 of a cache, D features, H heads, d features of a head, I = H d.
@@ -194,7 +194,9 @@ class Attention(keras.layers.Layer):
     def step(
         self, x: tf.Tensor, kernels: Sequence[tf.Tensor], cache: Cache, penalty: tf.Tensor, own_penalty: tf.Tensor
     ) -> tuple[tf.Tensor, Cache]:
-        """Columns (D, R) of the next position -> (D, R), and keys and values (B H, K d) for `with_position`.
+        """Columns (D, R) of the next position -> (D, R) and keys and values (B H, K d) for `with_position`.
+
+        What comes lacks `result_bias`, and has the kernel's type.
 
         `penalty` (B, 1 or H, K, L K) hides all positions that are not in the cache yet; `own_penalty` (1, 1 or H, 1, 1)
         is of the next one.
@@ -213,7 +215,7 @@ class Attention(keras.layers.Layer):
     def look(
         self, x: tf.Tensor, kernels: Sequence[tf.Tensor], memory: Memory, penalty: tf.Tensor, lanes: int
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Columns (D, R) -> what they see of the source, (D, R), and the weights (B, H, K, S)."""
+        """Columns (D, R) -> what they see of the source, (D, R), as `step` gives it, and the weights (B, H, K, S)."""
         query = product(x, kernels[0])
         mixed, weights = _looked(
             query, _value(self.query.bias), memory, penalty, lanes, self.num_heads, self.head_size, self.scale
@@ -295,7 +297,7 @@ def _affine(rows: tf.Tensor, layer: Linear) -> tf.Tensor:
 
 
 def product(x: tf.Tensor, kernel: tf.Tensor, *, as_rows: bool = False) -> tf.Tensor:
-    """Columns (D, R) float32, or rows (R, D), through a kernel (units, D), see `step_kernel` -> (units, R)."""
+    """Columns (D, R) float32, or rows (R, D), through a `step_kernel` (units, D) -> (units, R) of the kernel's type."""
     return tf.matmul(kernel, tf.cast(x, kernel.dtype), transpose_b=as_rows)
 
 
@@ -350,7 +352,7 @@ class FeedForward(keras.layers.Layer):
         return self.outer(self.dropout(inner, training=training))
 
     def step(self, x: tf.Tensor, kernels: Sequence[tf.Tensor]) -> tuple[tf.Tensor, None]:
-        """Columns (D, R) -> (D, R), and nothing besides."""
+        """Columns (D, R) -> (D, R), without `result_bias` and of the kernel's type, and nothing besides."""
         inner = _activated(product(x, kernels[0]), _value(self.inner.bias), self.activation)
         if self.gate is not None:
             inner *= _with_bias(product(x, kernels[1]), _value(self.gate.bias))
@@ -400,9 +402,9 @@ class Residual(keras.layers.Layer):
         x += self.dropout(result, training=training)
         return x if self.norm_first else self.norm(x)
 
-    def step(self, x: tf.Tensor, part: Callable[[tf.Tensor], tuple[tf.Tensor, Any]]) -> tuple[tf.Tensor, Any]:
+    def step(self, x: tf.Tensor, step_of_part: Callable[..., tuple[tf.Tensor, Any]]) -> tuple[tf.Tensor, Any]:
         """The same for columns (D, R) in float32, with a step of the part, and what that gives besides."""
-        result, besides = part(normalised(self.norm, x) if self.norm_first else x)
+        result, besides = step_of_part(normalised(self.norm, x) if self.norm_first else x)
         bias = _value(self.part.result_bias)
         if self.norm_first:
             return _sum(x, result, bias), besides

@@ -19,8 +19,12 @@ class Watched:
 
     def __init__(self, variables: Sequence[keras.Variable]) -> None:
         self.values: list[tf.Tensor] = []
-        read = tf.function(lambda: [tf.convert_to_tensor(variable.value) for variable in variables], autograph=False)
-        self._read = read.get_concrete_function()
+
+        def read() -> list[tf.Tensor]:
+            with tf.device("CPU"):
+                return [tf.convert_to_tensor(variable.value) for variable in variables]
+
+        self._read = tf.function(read, autograph=False).get_concrete_function()
 
     def changed(self) -> bool:
         """Whether any was written since this was asked last, or since `forget`. `values` are the present ones then."""

@@ -9,6 +9,7 @@ Shapes: N windows, T tokens, K classes.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import keras
@@ -39,6 +40,7 @@ class WindowFunction:
         self._model = model
         self._by_variables = self._compiled(lambda inputs: model(inputs, training=False), xla=current_runtime().xla)
         self._watched: Watched | None = None
+        self._lock = threading.Lock()  # pipelines answer in several threads
         self._windows = 0
         self._by_constants: Callable[..., tf.Tensor] | None = None
 
@@ -50,21 +52,23 @@ class WindowFunction:
         """What to call for the next `num_windows` windows: after many with the same weights, a graph of constants."""
         if not self._may_settle():
             return self
-        if self._watched is None:
-            self._watched = Watched(self._model.variables)
-        if self._watched.changed():
-            self._windows, self._by_constants = 0, None
-        self._windows += num_windows
-        if self._by_constants is None and self._windows >= _ENOUGH_WINDOWS:
-            self._by_constants = self._compiled(self._constant_model(self._watched.values), xla=False)
-        trace = self._by_constants
+        with self._lock:
+            if self._watched is None:
+                self._watched = Watched(self._model.variables)
+            if self._watched.changed():
+                self._windows, self._by_constants = 0, None
+            self._windows += num_windows
+            if self._by_constants is None and self._windows >= _ENOUGH_WINDOWS:
+                self._by_constants = self._compiled(self._constant_model(self._watched.values), xla=False)
+            trace = self._by_constants
         return self if trace is None else lambda batch: _result(trace, batch)
 
     def unsettle(self) -> None:
         """Keep nothing of the weights: they are about to change."""
-        self._windows, self._by_constants = 0, None
-        if self._watched is not None:
-            self._watched.forget()
+        with self._lock:
+            self._windows, self._by_constants = 0, None
+            if self._watched is not None:
+                self._watched.forget()
 
     def _compiled(self, model: Callable[[dict[str, tf.Tensor]], tf.Tensor], *, xla: bool) -> Callable[..., tf.Tensor]:
         ids = tf.TensorSpec((None, None), tf.int32)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gc
 import itertools
 import weakref
@@ -16,7 +17,7 @@ from nlp.models.search import _on_first_device, beam_search, rules_of
 from nlp.models.seq2seq import build_seq2seq
 from nlp.models.seq2seq_config import Seq2SeqConfig
 from nlp.models.token_choice import best_tokens, log_sum, random_tokens, top_tokens, without_repeats, without_tokens
-from shared.runtime import seeded
+from shared.runtime import activated, current_runtime, seeded
 
 START, END, PAD = 1, 0, 1
 CONFIG = Seq2SeqConfig(
@@ -449,6 +450,34 @@ def test_compiled_steps_find_what_plain_ones_find(
     np.testing.assert_array_equal(compiled[1], plain[1])
     np.testing.assert_array_equal(compiled[0], plain[0])
     np.testing.assert_allclose(compiled[2], plain[2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_in_bfloat16_what_lies_between_products_is_compiled(beams: int) -> None:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        with seeded(1):
+            network = build_seq2seq(CONFIG.replace(gated=True))
+    finally:
+        keras.config.set_dtype_policy(before)
+    config = DecodingConfig(num_beams=beams, max_length=8, **_IDS)
+    plain = decode(network, *source(), config)
+    with activated(dataclasses.replace(current_runtime(), xla=True)):
+        compiled = decode(network, *source(), config)
+    np.testing.assert_array_equal(compiled.token_ids, plain.token_ids)
+    np.testing.assert_allclose(compiled.scores, plain.scores, rtol=1e-5)
+    # Products with kernels are those of bfloat16; there are six in a layer that is gated, and the logits.
+    search = search_function(network, config, xla=True, prepared=network.prepared())
+    functions = search.get_concrete_function().graph.as_graph_def().library.function
+    pieces = [function for function in functions if function.attr["_XlaMustCompile"].b]
+    products = {
+        name: sum(node.op == "MatMul" and node.attr["T"].type == tf.bfloat16.as_datatype_enum for node in body.node_def)
+        for name, body in ((function.signature.name, function) for function in functions)
+    }
+    assert len(pieces) >= 5
+    assert all(products[piece.signature.name] == 0 for piece in pieces)
+    assert sum(products.values()) == 8
 
 
 @pytest.mark.parametrize("fields", [{"num_beams": 1, "sample": True}, {"num_beams": 2, "no_repeat_ngram": 2}])

@@ -312,3 +312,19 @@ def test_a_pretrained_network_stays_what_it_is(fitted: Translator, tmp_path: Any
     for start in ("saved", "exported"):
         with pytest.raises(ValueError, match=field):
             Translator.from_preset(tmp_path / start, **fields)
+
+
+def test_training_frees_the_kernels_that_answering_has_kept() -> None:
+    training = TrainingConfig(epochs=1, batch_tokens=256)
+    translator = Translator(TranslatorConfig(**TINY))
+    translator.fit(numbers(), training=training)
+    translator.predict(["one two."])
+    kept = translator.model.__dict__["_kept_weights"]
+    assert kept._prepared is not None
+    assert kept._watched.values
+    task = translator.training_task(numbers(), training)
+    assert (kept._prepared, kept._watched.values) == (None, [])
+    translator.predict(["one two."])
+    translator.fit(numbers(), numbers(8, seed=1), training=training)  # a validation is the last thing that it does
+    assert task.model is translator.model
+    assert (kept._prepared, kept._watched.values) == (None, [])

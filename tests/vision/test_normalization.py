@@ -147,3 +147,24 @@ def test_a_depthwise_kernel_takes_the_scale_in_graphs(options: dict[str, Any], f
     # Weights are read at each call.
     norm.gamma.assign(-2 * norm.gamma)
     np.testing.assert_allclose(function(x), model(x, training=False), rtol=1e-5, atol=1e-5)
+
+
+def test_in_16_bits_the_kernel_stays_as_it_is_and_gradients_go_through_the_scale() -> None:
+    images = keras.Input((8, 8, 4))
+    for precision, folded in (("float32", True), ("mixed_bfloat16", False)):
+        maps = keras.layers.DepthwiseConv2D(3, use_bias=False, dtype=precision)(images)
+        model = keras.Model(images, FusedBatchNormalization(center=False, dtype=precision)(maps))
+        x = tf.random.stateless_normal((2, 8, 8, 4), (1, 2))
+
+        def gradients(x: tf.Tensor, model: keras.Model = model) -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                loss = tf.reduce_sum(tf.cast(model(x, training=False), tf.float32) ** 3)
+            return tape.gradient(loss, [x, *(variable.value for variable in model.trainable_variables)])
+
+        function = tf.function(gradients, autograph=False)
+        kinds = [node.type for node in function.get_concrete_function(x).graph.get_operations()]
+        assert ("FusedBatchNormV3" not in kinds) == folded
+        if folded:
+            for found, expected in zip(function(x), gradients(x), strict=True):
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

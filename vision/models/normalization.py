@@ -97,7 +97,8 @@ def _depthwise_convolution(outputs: tf.Tensor) -> tf.Operation | None:
 def _with_scale(convolution: tf.Operation, scale: tf.Tensor) -> tf.Tensor:
     """What the depthwise convolution gives, times `scale` (C,): the kernel takes it, and no map is read again.
 
-    The convolution itself is left without use. What is added to this, and an activation, TensorFlow computes with it.
+    The convolution itself is left without use, unless something else reads it. What is added to this, and an
+    activation, TensorFlow computes with it.
     """
     images, kernel = convolution.inputs
     return tf.raw_ops.DepthwiseConv2dNative(
