@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from nlp.decoding import Decoded, DecodingConfig, decode, forget_weights
+from nlp.decoding import Decoded, DecodingConfig, decode
 from nlp.pairs import padded_ids
 from nlp.subwords import TranslationTokenizer
 from shared.pipeline import NotFittedError
@@ -139,11 +139,6 @@ class Seq2SeqModel:
             for place, number in enumerate(chosen):
                 answers[number] = Decoded(found.token_ids[place], found.lengths[place], found.scores[place])
         return answers
-
-    def forget_weights(self) -> None:
-        """Free what decoding keeps of the weights, if anything: they are about to change."""
-        if self.network is not None:
-            forget_weights(self.network)
 
     def texts(self, found: Decoded) -> list[str]:
         """The texts of the answers for one source, the best first."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from nlp.decoding import Decoded, DecodingConfig
+from nlp.decoding import Decoded, DecodingConfig, forget_weights
 from nlp.inputs import decoded_text
 from nlp.metrics import translation_scores
 from nlp.pairs import longer_side, pair_arrays, stack_pairs, text_pair
@@ -250,7 +250,7 @@ class Translator(Pipeline):
 
         source = as_source(train, name="train")
         self._seq2seq.ensure(_good_pairs(source), self.config)
-        self._seq2seq.forget_weights()
+        forget_weights(self.model)
         decoding = self._seq2seq.require_decoding()
         varied = self.config.subword_sampling > 0
         stages = Stages(
@@ -344,7 +344,7 @@ class Translator(Pipeline):
         try:
             return self._score(batches)
         finally:
-            self._seq2seq.forget_weights()
+            forget_weights(self.model)
 
     def _score(self, batches: InputPipeline) -> Metrics:
         decoding = self._search(self.decoding, 1)

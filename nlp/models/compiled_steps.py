@@ -11,7 +11,8 @@ from typing import Any
 import tensorflow as tf
 
 from nlp.models.pieces import compiled_pieces
-from nlp.models.seq2seq import Seq2SeqTransformer, as_logits
+from nlp.models.seq2seq import Seq2SeqTransformer
+from nlp.models.seq2seq_layers import with_bias
 from nlp.models.seq2seq_stacks import DecoderState
 
 
@@ -73,7 +74,7 @@ class CompiledPieces:
 
         def chosen(products: tf.Tensor, bias: tf.Tensor | None, *arguments: Any) -> Any:
             def logits_of(tokens: slice = slice(None)) -> tf.Tensor:
-                return as_logits(products[tokens], None if bias is None else bias[tokens])
+                return with_bias(products[tokens], None if bias is None else bias[tokens])
 
             return choose(logits_of, *arguments)
 

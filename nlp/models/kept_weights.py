@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from nlp.models.seq2seq import Seq2SeqTransformer
 from nlp.models.seq2seq_stacks import Prepared
-from nlp.models.watched import Watched
+from nlp.models.watched import Watched, on_cpu
 
 
 class KeptWeights:
@@ -24,10 +24,7 @@ class KeptWeights:
     @staticmethod
     def can_keep(model: Any) -> bool:
         """Whether there is such a thing for the model, and its weights can be watched."""
-        return isinstance(model, Seq2SeqTransformer) and all(
-            tf.DeviceSpec.from_string(variable.value.device).device_type in (None, "CPU")
-            for variable in model.step_weights
-        )
+        return isinstance(model, Seq2SeqTransformer) and all(map(on_cpu, model.step_weights))
 
     def present(self) -> Prepared:
         """What belongs to the present weights."""

@@ -6,11 +6,12 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 import tensorflow as tf
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _compiled: ContextVar[bool] = ContextVar("compiled_pieces", default=False)
 
@@ -25,15 +26,15 @@ def compiled_pieces() -> Iterator[None]:
         _compiled.reset(before)
 
 
-def piece(function: _Function) -> _Function:
+def piece(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """A function of tensors, and of values that never change, which is compiled within `compiled_pieces`.
 
     It must not use variables, so that layers share what is compiled for a size.
     """
-    compiled = tf.function(function, autograph=False, jit_compile=True)
+    compiled: Callable[_P, _T] = tf.function(function, autograph=False, jit_compile=True)
 
     @functools.wraps(function)
-    def either(*arguments: Any) -> Any:
-        return (compiled if _compiled.get() else function)(*arguments)
+    def either(*arguments: _P.args, **options: _P.kwargs) -> _T:
+        return (compiled if _compiled.get() else function)(*arguments, **options)
 
-    return either  # type: ignore[return-value]
+    return either

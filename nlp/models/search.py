@@ -27,6 +27,7 @@ from nlp.models.token_choice import (
     without_repeats,
     without_tokens,
 )
+from nlp.models.watched import on_cpu
 
 if TYPE_CHECKING:
     from nlp.decoding import DecodingConfig
@@ -77,7 +78,8 @@ def build_search(model: Any, config: DecodingConfig, *, xla: bool, prepared: Any
     # XLA cannot look for sequences that repeat themselves, and draws other random numbers.
     compilable = isinstance(model, Seq2SeqTransformer) and not (config.sample or config.no_repeat_ngram)
     if xla and compilable and _on_first_device(model):
-        model = CompiledPieces(model) if _in_bfloat16_on_cpu(model) else CompiledSteps(model)
+        widened = model.compute_dtype == "bfloat16" and on_cpu(model.source_tokens.table)
+        model = CompiledPieces(model) if widened else CompiledSteps(model)
     signature = (
         tf.TensorSpec((None, None), tf.int32, name="source_ids"),
         tf.TensorSpec((None, None), tf.bool, name="mask"),
@@ -88,10 +90,9 @@ def build_search(model: Any, config: DecodingConfig, *, xla: bool, prepared: Any
 
     def search(source_ids: tf.Tensor, mask: tf.Tensor, prefix: tf.Tensor, seed: tf.Tensor, *weights: Any) -> Any:
         memory = model.encode(source_ids, mask)
-        options: dict[str, Any] = {"lanes": config.lanes, "with_seen": config.coverage_penalty > 0}
-        if weights:
-            (options["prepared"],) = weights
-        state = model.start(memory, mask, config.max_length, **options)
+        known = {"prepared": weights[0]} if weights else {}
+        with_seen = config.coverage_penalty > 0
+        state = model.start(memory, mask, config.max_length, lanes=config.lanes, with_seen=with_seen, **known)
         rules = rules_of(config, mask, prefix)
         if config.num_beams > 1:
             return beam_search(model, config, rules, state, mask)
@@ -103,15 +104,7 @@ def build_search(model: Any, config: DecodingConfig, *, xla: bool, prepared: Any
 
 def _on_first_device(model: Seq2SeqTransformer) -> bool:
     """Whether XLA, which compiles for the first device of a kind, finds the weights there."""
-    return _device(model).device_index in (None, 0)
-
-
-def _in_bfloat16_on_cpu(model: Seq2SeqTransformer) -> bool:
-    return model.compute_dtype == "bfloat16" and _device(model).device_type in (None, "CPU")
-
-
-def _device(model: Seq2SeqTransformer) -> tf.DeviceSpec:
-    return tf.DeviceSpec.from_string(model.source_tokens.table.value.device)
+    return tf.DeviceSpec.from_string(model.source_tokens.table.value.device).device_index in (None, 0)
 
 
 def rules_of(config: DecodingConfig, mask: tf.Tensor, prefix: tf.Tensor) -> Rules:

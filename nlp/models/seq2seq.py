@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from nlp.models.layers import length_of
 from nlp.models.seq2seq_config import Seq2SeqConfig
-from nlp.models.seq2seq_layers import as_multiplied
+from nlp.models.seq2seq_layers import as_multiplied, with_bias
 from nlp.models.seq2seq_stacks import DecoderStack, DecoderState, EncoderStack, Prepared
 
 
@@ -166,7 +166,7 @@ class Seq2SeqTransformer(keras.Model):
         One row for each token is quicker to compute than one for each text.
         """
         table, bias = self.output_of(state, tokens)
-        return as_logits(self.products(features, table), bias)
+        return with_bias(self.products(features, table), bias)
 
     def output_of(self, state: DecoderState, tokens: slice) -> tuple[tf.Tensor, tf.Tensor | None]:
         """The rows (V, D) and biases (V,), if any, that give the logits of a range of tokens."""
@@ -176,7 +176,7 @@ class Seq2SeqTransformer(keras.Model):
         return table[tokens], bias
 
     def products(self, features: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
-        """Features (R, D) and rows of `output_of` -> (V, R), of which `as_logits` makes logits."""
+        """Features (R, D) and rows of `output_of` -> (V, R), logits but for their bias."""
         rows = tf.cast(self._before_output(features), table.dtype)
         return tf.matmul(table, rows, transpose_b=True)
 
@@ -189,12 +189,6 @@ class Seq2SeqTransformer(keras.Model):
     def reorder(self, state: DecoderState, parents: tf.Tensor) -> DecoderState:
         """The state in which each lane goes on from another's past, `parents` int32 (B, K)."""
         return self.decoder.reorder(state, parents)
-
-
-def as_logits(products: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-    """Products (V, R) and biases (V,) -> logits, float32 (V, R)."""
-    logits = tf.cast(products, tf.float32)
-    return logits if bias is None else logits + bias[:, None]
 
 
 @tf.custom_gradient  # type: ignore[untyped-decorator]

@@ -74,7 +74,7 @@ def _normalised(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor | None, epsilo
 
 @piece
 def _sum(x: tf.Tensor, result: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-    return x + _with_bias(result, bias)
+    return x + with_bias(result, bias)
 
 
 @piece
@@ -86,11 +86,11 @@ def _normalised_sum(
     offset: tf.Tensor | None,
     epsilon: float,
 ) -> tf.Tensor:
-    return _normalised(x + _with_bias(result, bias), scale, offset, epsilon)
+    return _normalised(x + with_bias(result, bias), scale, offset, epsilon)
 
 
-def _with_bias(columns: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-    """What `product` gives, in float32 and with its bias."""
+def with_bias(columns: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+    """Products (units, R), in float32 and with their bias (units,)."""
     columns = tf.cast(columns, tf.float32)
     return columns if bias is None else columns + bias[:, None]
 
@@ -241,7 +241,7 @@ def _attended(
 ) -> tuple[tf.Tensor, Cache]:
     """Products (3 I, R) of queries, keys, values -> mixtures as rows (R, I), and new keys and values (B H, K d)."""
     lanes = penalty.shape[2]
-    query, key, value = tf.unstack(_lanes(_with_bias(columns, bias), 3, heads, size, lanes))
+    query, key, value = tf.unstack(_lanes(with_bias(columns, bias), 3, heads, size, lanes))
     keys, values = (tf.reshape(part, (-1, heads, tf.shape(penalty)[3], size)) for part in cache)
     past = _scores(query * scale, keys) + penalty
     own = tf.reduce_sum(query * scale * key, axis=-1, keepdims=True) + own_penalty
@@ -264,7 +264,7 @@ def _looked(
     scale: float,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Products (I, R) of queries -> mixtures of the memory as rows (R, I), and the weights (B, H, K, S)."""
-    query = _lanes(_with_bias(columns, bias), 1, heads, size, lanes)[0]
+    query = _lanes(with_bias(columns, bias), 1, heads, size, lanes)[0]
     weights = tf.nn.softmax(_scores(query * scale, memory.keys) + penalty)
     return _joined(tf.matmul(weights, memory.values), heads * size), weights
 
@@ -355,7 +355,7 @@ class FeedForward(keras.layers.Layer):
         """Columns (D, R) -> (D, R), without `result_bias` and of the kernel's type, and nothing besides."""
         inner = _activated(product(x, kernels[0]), _value(self.inner.bias), self.activation)
         if self.gate is not None:
-            inner *= _with_bias(product(x, kernels[1]), _value(self.gate.bias))
+            inner *= with_bias(product(x, kernels[1]), _value(self.gate.bias))
         return product(inner, kernels[-1]), None
 
     @property
@@ -366,7 +366,7 @@ class FeedForward(keras.layers.Layer):
 
 @piece
 def _activated(columns: tf.Tensor, bias: tf.Tensor | None, activation: Activation) -> tf.Tensor:
-    return activation_function(activation)(_with_bias(columns, bias))
+    return activation_function(activation)(with_bias(columns, bias))
 
 
 class Residual(keras.layers.Layer):

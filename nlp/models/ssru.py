@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from nlp.models.layers import Linear, length_of
 from nlp.models.pieces import piece
-from nlp.models.seq2seq_layers import linear, product
+from nlp.models.seq2seq_layers import linear, product, with_bias
 
 
 class SSRU(keras.layers.Layer):
@@ -59,8 +59,8 @@ class SSRU(keras.layers.Layer):
 
 @piece
 def _next_state(forget: tf.Tensor, bias: tf.Tensor, value: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    keep = tf.sigmoid(tf.cast(forget, tf.float32) + bias[:, None])
-    state = keep * state + (1.0 - keep) * tf.cast(value, tf.float32)
+    keep = tf.sigmoid(with_bias(forget, bias))
+    state = keep * state + (1.0 - keep) * with_bias(value, None)
     return tf.nn.relu(state), state
 
 

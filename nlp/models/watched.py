@@ -9,6 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 
+def on_cpu(variable: keras.Variable) -> bool:
+    """Whether a variable lies on a CPU."""
+    return tf.DeviceSpec.from_string(variable.value.device).device_type in (None, "CPU")
+
+
 class Watched:
     """Variables on a CPU whose values are kept, so that any change is seen.
 

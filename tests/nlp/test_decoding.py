@@ -7,7 +7,6 @@ import weakref
 from types import SimpleNamespace
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -44,6 +43,11 @@ def model() -> Any:
         weight.assign(weight + 0.5 * rng.standard_normal(weight.shape))
     network.output_bias.assign(0.5 * rng.standard_normal(30) + 5.0 * (np.arange(30) == END))
     return network
+
+
+def network_in(precision: str, **changes: Any) -> Any:
+    with activated(dataclasses.replace(current_runtime(), precision=precision)), seeded(1):
+        return build_seq2seq(CONFIG.replace(**changes))
 
 
 def source(count: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -406,12 +410,7 @@ def test_weights_can_be_forgotten(model: Any) -> None:
     "fields", [{"num_beams": 1}, {"num_beams": 2}, {"sample": True, "num_beams": 1}, {"no_repeat_ngram": 2}]
 )
 def test_a_network_without_output_bias_answers_from_several_blocks(fields: dict[str, Any], precision: str) -> None:
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
-    try:
-        network = build_seq2seq(CONFIG.replace(vocab_size=5000, output_bias=False))
-    finally:
-        keras.config.set_dtype_policy(before)
+    network = network_in(precision, vocab_size=5000, output_bias=False)
     decoded = found(network, **fields)
     assert decoded.token_ids.shape[0] == 5
     assert np.all(decoded.token_ids < 5000)
@@ -436,13 +435,7 @@ def test_a_network_without_output_bias_answers_from_several_blocks(fields: dict[
 def test_compiled_steps_find_what_plain_ones_find(
     precision: str, changes: dict[str, Any], fields: dict[str, Any]
 ) -> None:
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
-    try:
-        with seeded(1):
-            network = build_seq2seq(CONFIG.replace(**changes))
-    finally:
-        keras.config.set_dtype_policy(before)
+    network = network_in(precision, **changes)
     config = DecodingConfig(**{"max_length": 12, **_IDS, **fields})
     ids, mask = source()
     prefix = np.asarray([[3, 4], [5, -1], [-1, -1], [6, -1], [-1, -1]], np.int32)
@@ -454,13 +447,7 @@ def test_compiled_steps_find_what_plain_ones_find(
 
 @pytest.mark.parametrize("beams", [1, 2])
 def test_in_bfloat16_what_lies_between_products_is_compiled(beams: int) -> None:
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        with seeded(1):
-            network = build_seq2seq(CONFIG.replace(gated=True))
-    finally:
-        keras.config.set_dtype_policy(before)
+    network = network_in("mixed_bfloat16", gated=True)
     config = DecodingConfig(num_beams=beams, max_length=8, **_IDS)
     plain = decode(network, *source(), config)
     with activated(dataclasses.replace(current_runtime(), xla=True)):

@@ -42,9 +42,8 @@ class FusedBatchNormalization(layers.BatchNormalization):
         mean, variance = self.moving_mean.value, self.moving_variance.value
         convolution = _depthwise_convolution(inputs)
         if convolution is not None:
-            gamma, beta = self._scale_and_offset()
-            scale = tf.math.rsqrt(variance + self.epsilon) * gamma
-            return tf.nn.bias_add(_with_scale(convolution, scale), beta - mean * scale)
+            scale, addend = self._factors(mean, variance)
+            return tf.nn.bias_add(_with_scale(convolution, scale), addend)
         outputs: tf.Tensor = tf.compat.v1.nn.fused_batch_norm(
             inputs, *self._scale_and_offset(), mean, variance, epsilon=self.epsilon, is_training=False
         )[0]
@@ -71,9 +70,14 @@ class FusedBatchNormalization(layers.BatchNormalization):
         mean = sums / counts
         variance = tf.maximum(squares / counts - tf.square(mean), 0.0)
         self._keep(mean + centre, variance)
+        scale, addend = self._factors(mean, variance)
+        return tf.cast(distances * scale + addend, inputs.dtype)
+
+    def _factors(self, mean: tf.Tensor, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """What values are multiplied with, and what is added to them, (C,) each."""
         gamma, beta = self._scale_and_offset()
         scale = tf.math.rsqrt(variance + self.epsilon) * gamma
-        return tf.cast(distances * scale + (beta - mean * scale), inputs.dtype)
+        return scale, beta - mean * scale
 
     def _scale_and_offset(self) -> tuple[tf.Tensor, tf.Tensor]:
         shape = self.moving_mean.shape
